@@ -1,0 +1,82 @@
+# Two commands on a bare machine (Python ≥3.10 with venv, a C++20 compiler, make):
+#
+#   make run      install into .venv and run `scheduler demo`
+#   make test     install with the test tools and run every test
+#
+# and for those who change pysched: `make check`, `make bench`, `make clean`.
+# Variables: PYTHON (which interpreter), VENV (where), DEMO, PYTEST and BENCH (further arguments).
+
+PYTHON ?= python3
+VENV   ?= .venv
+DEMO   ?=
+PYTEST ?=
+BENCH  ?=
+
+BIN    := $(abspath $(VENV))/bin
+PIP    := $(BIN)/python -m pip install --quiet --disable-pip-version-check
+TREE   := build/tree
+NATIVE := pyproject.toml $(wildcard CMakeLists.txt) $(shell find csrc -type f)
+PURE   := $(shell find pysched api ml -type f ! -name '*.pyc')
+
+export PATH := $(BIN):$(PATH)
+
+# An editable install, once made, also serves `make run`: it is never older than the sources.
+INSTALLED := $(if $(wildcard $(VENV)/.editable),$(VENV)/.editable,$(VENV)/.installed)
+
+.PHONY: run test check bench clean FORCE
+.DELETE_ON_ERROR:
+
+run: $(INSTALLED)
+	$(BIN)/scheduler demo $(DEMO)
+
+test: $(VENV)/.editable
+	$(BIN)/pytest $(PYTEST)
+
+# A server on a throw-away home, measured from outside.  As root its database runs as another user, who must pass.
+bench: $(VENV)/.editable
+	@home=$$(mktemp -d) && chmod 0711 $$home && { \
+	  $(BIN)/scheduler up --home $$home --port 0 --workers 8 >$$home/up.log 2>&1 & server=$$!; \
+	  trap 'kill $$server; wait $$server; rm -rf '$$home EXIT; \
+	  while [ ! -e $$home/api.json ]; do kill -0 $$server || { cat $$home/up.log; exit 1; }; sleep 0.1; done; \
+	  for mode in single batch; do \
+	    echo "== submitted by mode $$mode"; \
+	    PYSCHED_HOME=$$home $(BIN)/python benchmarks/benchmark.py --mode $$mode $(BENCH) || exit 1; \
+	  done; }
+
+# `api` and `ml` are parts of the package pysched that stand beside it in the checkout; mypy and import-linter see
+# the package as it is installed, through links.  `-S` hides the editable install from import-linter, which would
+# otherwise lead it back to the checkout.
+check: $(VENV)/.editable
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	rm -rf $(TREE) && mkdir -p $(TREE)/pysched
+	ln -s $(CURDIR)/pysched/* $(CURDIR)/api $(CURDIR)/ml $(TREE)/pysched/
+	$(BIN)/mypy $(TREE)/pysched tests benchmarks
+	cd $(TREE) && PYTHONPATH=$$($(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))') \
+	  $(BIN)/python -S $(BIN)/lint-imports --config $(CURDIR)/pyproject.toml --no-cache
+	$(BIN)/cython-lint csrc
+
+clean:
+	rm -rf build .venv .mypy_cache .ruff_cache .pytest_cache .hypothesis .benchmarks
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+$(VENV)/.installed: $(NATIVE) $(PURE) | $(BIN)/python
+	@echo "installing pysched into $(VENV) (compiles the native core, about a minute) …"
+	$(PIP) .
+	@touch $@
+
+# Editable: a changed Python file needs no new install, a new or removed one does (.names), and so does native code.
+$(VENV)/.editable: $(NATIVE) $(VENV)/.names | $(BIN)/python
+	@echo "installing pysched, editable, with its test tools into $(VENV) …"
+	$(PIP) --editable '.[test,check]'
+	@touch $@
+
+$(VENV)/.names: FORCE | $(BIN)/python
+	@echo '$(sort $(PURE))' | cmp -s - $@ || echo '$(sort $(PURE))' >$@
+
+$(BIN)/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || \
+	  { echo 'pysched needs Python 3.10 or newer; name one: make PYTHON=/path/to/python3' >&2; exit 1; }
+	@command -v "$${CXX:-c++}" >/dev/null || \
+	  { echo 'pysched needs a C++20 compiler: install g++ or clang, or name one in CXX' >&2; exit 1; }
+	$(PYTHON) -m venv $(VENV)

@@ -1,0 +1,67 @@
+"""Builds the control plane on a store."""
+
+from __future__ import annotations
+
+import functools
+import uuid
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+from fastapi import Depends, FastAPI
+
+import pysched
+from pysched.api import operations, problems, schema, submit, tasks
+from pysched.api.acceptor import Acceptor
+from pysched.api.backend import Backend
+from pysched.api.context import Context, FindLogs
+from pysched.api.mirror import Mirror
+from pysched.api.security import Gate, allowed_hosts, check_exposure
+from pysched.settings import Settings
+
+
+def create_app(store: Backend, settings: Settings, *, token: str | None, log_files: FindLogs | None = None) -> FastAPI:
+    """The application; `store` is open, and the caller's to close after the application has shut down.
+
+    `token` is the bearer token; None serves without one, which raises `SettingsError` unless `settings.no_auth`
+    is set and `settings.host` is a loopback address.  `log_files` tells where attempts that still run write their
+    output; without it the logs of ended ones alone are shown.
+    """
+    check_exposure(settings.host, token, no_auth=settings.no_auth)
+    source = uuid.uuid4()
+    shared = Context(
+        store=store,
+        settings=settings,
+        acceptor=Acceptor(functools.partial(store.accept, source=source, atomic=False)),
+        mirror=None if settings.mirror is None else Mirror(settings.mirror.absolute()),
+        log_files=log_files,
+        source=source,
+    )
+
+    @asynccontextmanager
+    async def lifespan(_app: FastAPI) -> AsyncIterator[None]:
+        if shared.mirror is not None:
+            shared.mirror.prepare()
+        try:
+            yield
+        finally:
+            await shared.acceptor.close()
+
+    app = FastAPI(
+        title="pysched",
+        summary="Submit, watch and steer jobs",
+        version=pysched.__version__,
+        lifespan=lifespan,
+        # The pages behind these load their scripts from another site.
+        docs_url=None,
+        redoc_url=None,
+        redirect_slashes=False,
+        dependencies=[Depends(problems.only_known_parameters)],
+    )
+    app.state.context = shared
+    problems.install(app)
+    for resource in (submit, tasks, operations):
+        app.include_router(resource.router)
+    schema.install(app)
+    names, any_address = allowed_hosts(settings.host)
+    app.add_middleware(Gate, token=token, hosts=names, any_address=any_address)
+    return app

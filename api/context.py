@@ -1,0 +1,48 @@
+"""What the routes share, made once by `create_app`."""
+
+from __future__ import annotations
+
+import asyncio
+import uuid
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Annotated, Protocol, cast
+
+from fastapi import Depends, Request
+
+from pysched.api.acceptor import Acceptor
+from pysched.api.backend import Backend
+from pysched.api.mirror import Mirror
+from pysched.settings import Settings
+
+CONCURRENT_BATCHES = 4  # each may hold 256 MiB of body while it is read
+
+
+class LogFiles(Protocol):
+    """Paths of one attempt's output."""
+
+    @property
+    def stdout(self) -> str: ...
+    @property
+    def stderr(self) -> str: ...
+
+
+FindLogs = Callable[[str, int], LogFiles]  # (task id, attempt) → where a node with this home writes its output
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Context:
+    store: Backend
+    settings: Settings
+    acceptor: Acceptor
+    mirror: Mirror | None
+    log_files: FindLogs | None  # for attempts that still run: the store learns their paths when they end
+    source: uuid.UUID  # of this process's submissions
+    batches: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(CONCURRENT_BATCHES))
+
+
+def context(request: Request) -> Context:
+    return cast("Context", request.app.state.context)
+
+
+Shared = Annotated[Context, Depends(context)]

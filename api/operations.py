@@ -1,0 +1,85 @@
+"""/stats, /nodes, /queue and /health: the whole rather than a task."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from fastapi import APIRouter, Request, Response
+
+from pysched.api.context import Context, Shared
+from pysched.api.schema import Health, NodeList, QueueState, Stats, json_response, refusals
+from pysched.errors import StoreError
+
+router = APIRouter(tags=["operations"])
+
+
+@router.get("/stats", summary="Count tasks and nodes", response_model=Stats, responses=refusals())
+def stats(shared: Shared) -> Response:
+    """How many tasks are in which state, and more of that kind."""
+    return json_response(shared.store.stats())
+
+
+@router.get("/nodes", summary="List nodes", response_model=NodeList, responses=refusals())
+def nodes(shared: Shared) -> Response:
+    """The running nodes."""
+    return json_response({"nodes": shared.store.nodes()})
+
+
+@router.post("/queue/pause", summary="Start no further task", response_model=QueueState, responses=refusals())
+def pause(shared: Shared) -> Response:
+    """Tasks are still accepted, running ones go on, and no node starts another until /queue/resume."""
+    shared.store.set_paused(True)
+    return json_response({"paused": True})
+
+
+@router.post("/queue/resume", summary="Start tasks again", response_model=QueueState, responses=refusals())
+def resume(shared: Shared) -> Response:
+    """Undo /queue/pause."""
+    shared.store.set_paused(False)
+    return json_response({"paused": False})
+
+
+@router.get(
+    "/health",
+    summary="Whether work can be accepted",
+    response_model=Health,
+    responses={503: {"model": Health, "description": "Work cannot be accepted now"}},
+)
+def health(request: Request, shared: Shared) -> Response:
+    """200 while work can be accepted, else 503.  Without a token `status` is all that is said."""
+    try:
+        shared.store.ping()
+        known = _figures(shared) if request.state.authenticated else {}
+        database = "ok"
+    except StoreError:
+        known = {}
+        database = "unreachable"
+    status = "ok" if database == "ok" else "unavailable"
+    answer: dict[str, object] = {"status": status}
+    if request.state.authenticated:
+        answer |= {"version": request.app.version, "database": database, **_folders(shared), **known}
+    return json_response(answer, status=200 if status == "ok" else 503)
+
+
+def _figures(shared: Context) -> dict[str, object]:
+    counts = shared.store.stats()
+    return {"nodes": len(shared.store.nodes()), "queued": counts["queued"], "running": counts["running"]}
+
+
+def _folders(shared: Context) -> dict[str, object]:
+    settings = shared.settings
+    queue = settings.queue or settings.mirror or settings.queue_folder
+    return {
+        "queue_files": _count(queue, ".task"),
+        "completed_files": _count(settings.completed_folder, ".done"),
+    }
+
+
+def _count(folder: Path, suffix: str) -> int:
+    """Files of that kind; 0 if the folder is not here, as where the node runs on another machine."""
+    try:
+        with os.scandir(folder) as entries:
+            return sum(entry.name.endswith(suffix) and not entry.name.startswith(".") for entry in entries)
+    except OSError:
+        return 0

@@ -1,0 +1,205 @@
+"""What the OpenAPI document says: the answers as models, the task schema, problems and the token.
+
+Routes build their answers without these models (validating what the store just gave costs more than
+reading it); tests hold every answer against the document instead.
+"""
+
+from __future__ import annotations
+
+import json
+from datetime import datetime
+from typing import Annotated, Any, Literal
+
+from fastapi import FastAPI, Response
+from fastapi.openapi.utils import get_openapi
+from pydantic import BaseModel, Field
+from starlette.background import BackgroundTask
+
+from pysched.api import problems
+from pysched.api.security import NDJSON_TYPES, OPEN_PATHS
+from pysched.model import State, TaskType
+from pysched.task import BATCH_TASKS, Task
+
+_REF = "#/components/schemas/{model}"
+_MEANINGS = {
+    400: "The request is malformed",
+    401: "The token is missing or wrong",
+    403: "The request comes from a page of another origin",
+    404: "There is no such task",
+    409: "The id is taken by a task with other content",
+    413: "The body is too large",
+    415: "The body is not JSON",
+    421: "The Host is not a name of this server",
+    422: "Something in the request breaks the schema; `errors` names it",
+    503: "The database does not answer or too much waits for it; Retry-After says when to try again",
+}
+_ALWAYS = (400, 401, 403, 421)  # what every route may answer
+
+
+class Accepted(BaseModel):
+    id: str
+    status: State
+
+
+class TaskView(BaseModel):
+    """A task as it stands now; times are RFC 3339 in UTC."""
+
+    id: str
+    sequence: Annotated[int, Field(description="order of arrival")]
+    name: str
+    type: TaskType
+    priority: Literal["HIGH", "MED", "LOW"]
+    rank: int
+    status: State
+    reason: Annotated[str | None, Field(description="why it failed or was cancelled, e.g. exit 3, timeout, user")]
+    cancel_requested: bool
+    waiting_for: Annotated[int, Field(description="tasks in `after` that have not succeeded yet")]
+    due_at: Annotated[datetime | None, Field(description="when a scheduled task is queued")]
+    failures: Annotated[int, Field(description="attempts that count against max_retries")]
+    node: Annotated[str | None, Field(description="that has it now, or had it last")]
+    submitted_at: datetime
+    started_at: Annotated[datetime | None, Field(description="of the first attempt")]
+    finished_at: datetime | None
+    wait_ms: Annotated[int | None, Field(description="from submitted_at to started_at")]
+    run_ms: Annotated[int | None, Field(description="of the last ended attempt, as all below")]
+    exit_code: int | None
+    signal: str | None
+    result: Annotated[Any, Field(description="the JSON that the job left")]
+    stdout: Annotated[str | None, Field(description="path on the node")]
+    stderr: Annotated[str | None, Field(description="path on the node")]
+
+
+class TaskSummary(TaskView):
+    attempts: Annotated[int, Field(description="how many were started")]
+
+
+class Attempt(BaseModel):
+    attempt: Annotated[int, Field(description="from 1")]
+    node: str
+    status: State
+    reason: str | None
+    pid: int | None
+    started_at: datetime | None
+    finished_at: datetime | None
+    exit_code: int | None
+    signal: str | None
+    cpu_ms: int | None
+    max_rss_kb: int | None
+    stdout: Annotated[str | None, Field(description="path on the node")]
+    stderr: Annotated[str | None, Field(description="path on the node")]
+
+
+class TaskDetail(TaskView):
+    attempts: list[Attempt]
+    task: Annotated[Task, Field(description="as submitted, without id and defaults")]
+
+
+class TaskPage(BaseModel):
+    tasks: list[TaskSummary]
+    next: Annotated[int | None, Field(description="give it as `before` for the next page; null on the last")]
+
+
+class Node(BaseModel):
+    incarnation: Annotated[str, Field(description="its identity, new at every start")]
+    home: str
+    host: str
+    pid: int
+    workers: Annotated[int, Field(description="attempts it runs at once")]
+    lanes: int
+    version: str
+    running: int
+    draining: bool
+    started_at: datetime
+    renewed_at: datetime
+    lease_until: datetime
+
+
+class NodeList(BaseModel):
+    nodes: list[Node]
+
+
+class Stats(BaseModel):
+    """Tasks by state; ended ones since the store was made."""
+
+    states: dict[State, int]
+    priorities: Annotated[dict[State, dict[Literal["HIGH", "MED", "LOW"], int]], Field(description="by state")]
+    queued: int
+    running: int
+    submitted: int
+    retried: int
+    paused: bool
+
+
+class QueueState(BaseModel):
+    paused: bool
+
+
+class Health(BaseModel):
+    """All but `status` only for those who show the token; counts only while the database answers."""
+
+    status: Literal["ok", "unavailable"]
+    version: str | None = None
+    database: Literal["ok", "unreachable"] | None = None
+    nodes: Annotated[int | None, Field(description="that are alive")] = None
+    queue_files: Annotated[int | None, Field(description=".task files waiting in this machine's queue folder")] = None
+    completed_files: Annotated[int | None, Field(description=".done files in this machine's completed folder")] = None
+    queued: int | None = None
+    running: int | None = None
+
+
+def json_response(content: object, *, status: int = 200, background: BackgroundTask | None = None) -> Response:
+    """JSON as the store gives it: its rows are plain JSON values already."""
+    body = json.dumps(content, ensure_ascii=False, separators=(",", ":"), allow_nan=False).encode()
+    return Response(body, status, media_type="application/json", background=background)
+
+
+def refusals(*statuses: int) -> dict[int | str, dict[str, Any]]:
+    """The problem documents that a route may answer with, for its `responses`; 503 and what the gate says included."""
+    content = {problems.MEDIA_TYPE: {"schema": {"$ref": _REF.format(model="ProblemDocument")}}}
+    return {
+        status: {"description": _MEANINGS[status], "content": content} for status in sorted({*_ALWAYS, *statuses, 503})
+    }
+
+
+def one_task() -> dict[str, Any]:
+    """The request body of a route that takes a task and parses it itself."""
+    return {"required": True, "content": {"application/json": {"schema": {"$ref": _REF.format(model="Task")}}}}
+
+
+def many_tasks() -> dict[str, Any]:
+    """The same for a batch: an array, or a task a line."""
+    array = {"type": "array", "maxItems": BATCH_TASKS, "items": {"$ref": _REF.format(model="Task")}}
+    lines = {"type": "string", "description": f"one Task as a JSON object a line, at most {BATCH_TASKS}"}
+    content = {"application/json": {"schema": array}, **{kind: {"schema": lines} for kind in sorted(NDJSON_TYPES)}}
+    return {"required": True, "content": content}
+
+
+def install(app: FastAPI) -> None:
+    """Make `app.openapi` tell the truth about what FastAPI cannot see: bodies, problems and the token."""
+
+    def openapi() -> dict[str, Any]:
+        if app.openapi_schema is None:
+            app.openapi_schema = _document(app)
+        return app.openapi_schema
+
+    app.openapi = openapi  # type: ignore[method-assign]
+
+
+def _document(app: FastAPI) -> dict[str, Any]:
+    document = get_openapi(title=app.title, version=app.version, summary=app.summary, routes=app.routes)
+    components = document.setdefault("components", {})
+    schemas = components.setdefault("schemas", {})
+    for model in (Task, problems.ProblemDocument):
+        own = model.model_json_schema(ref_template=_REF, mode="validation")
+        schemas.update(own.pop("$defs", {}))
+        schemas[model.__name__] = own
+    for unused in ("HTTPValidationError", "ValidationError"):  # FastAPI's own, which no route here answers
+        schemas.pop(unused, None)
+    components["securitySchemes"] = {
+        "token": {"type": "http", "scheme": "bearer", "description": "stands in HOME/token of the server"}
+    }
+    document["security"] = [{"token": []}]
+    for path in OPEN_PATHS:
+        for operation in document["paths"][path].values():
+            operation["security"] = [{}, {"token": []}]
+    return document

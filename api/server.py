@@ -1,0 +1,124 @@
+"""Runs the control plane: one uvicorn server on a socket that is bound before anything is promised."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import secrets
+import socket
+from pathlib import Path
+from types import FrameType
+
+import uvicorn
+
+from pysched.api.app import create_app
+from pysched.api.backend import Backend
+from pysched.api.context import FindLogs
+from pysched.api.security import load_or_create_token
+from pysched.errors import PyschedError
+from pysched.home import ADDRESS_FILE
+from pysched.settings import Settings
+
+GRACE_S = 10  # for requests under way when the server is told to stop
+BACKLOG = 2048
+
+
+def serve(store: Backend, settings: Settings, *, log_files: FindLogs | None = None) -> None:
+    """Serve until TERM or INT; blocks, and must be called from the main thread.  `store` is open, and stays so.
+
+    Once requests are answered, `listening on URL` is printed and HOME/api.json holds the URL and this
+    process's id.  The first TERM or INT lets requests under way finish (at most 10 s), a second ends the process
+    at once.  `log_files` is `create_app`'s.  Raises `SettingsError`, or `PyschedError` if the address cannot be had.
+    """
+    token = None if settings.no_auth else settings.token or load_or_create_token(settings.home)
+    app = create_app(store, settings, token=token, log_files=log_files)
+    with _bound_socket(settings.host, settings.port) as listener:
+        config = uvicorn.Config(
+            app,
+            backlog=BACKLOG,
+            access_log=False,
+            log_config=None,
+            log_level="warning",
+            lifespan="on",
+            ws="none",
+            server_header=False,
+            proxy_headers=False,
+            timeout_graceful_shutdown=GRACE_S,
+        )
+        address = _Address(settings.home, _url(settings.host, listener.getsockname()[1]))
+        try:
+            _Server(config, address).run(sockets=[listener])
+        finally:
+            address.withdraw()
+
+
+class _Address:
+    """HOME/api.json, by which clients find the server."""
+
+    def __init__(self, home: Path, url: str) -> None:
+        self.url = url
+        self._path = home / ADDRESS_FILE
+        self._content = json.dumps({"url": url, "pid": os.getpid()}) + "\n"
+
+    def publish(self) -> None:
+        temporary = self._path.with_name(f".{self._path.name}-{secrets.token_hex(8)}")
+        try:
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            temporary.write_text(self._content)
+            temporary.replace(self._path)
+        except OSError as error:
+            temporary.unlink(missing_ok=True)
+            raise PyschedError(f"{self._path}: cannot be written: {error.strerror}; check the home folder") from None
+
+    def withdraw(self) -> None:
+        """Remove the file, unless another server has put its own in place since."""
+        with contextlib.suppress(OSError):
+            if self._path.read_text() == self._content:
+                self._path.unlink()
+
+
+class _Server(uvicorn.Server):
+    def __init__(self, config: uvicorn.Config, address: _Address) -> None:
+        super().__init__(config)
+        self._address = address
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets=sockets)
+        if self.started:
+            self._address.publish()
+            print(f"listening on {self._address.url}", flush=True)
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """Not the inherited one: that would end the process by the signal after a clean stop."""
+        if self.should_exit:
+            # At once means now: a thread may sit in the database for a while yet.  Nothing is lost, since what
+            # was answered is committed, and what was not the client sends again under the same id.
+            self._address.withdraw()
+            os._exit(128 + sig)
+        self.should_exit = True
+
+
+def _bound_socket(host: str, port: int) -> socket.socket:
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(
+            host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        )[0]
+    except socket.gaierror as error:
+        raise PyschedError(f"host: {host} is no address of this machine: {error.strerror}") from None
+    listener = socket.socket(family, kind, protocol)
+    try:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind(address)
+        listener.listen(BACKLOG)  # now, so that a second server on the port fails here and not later
+    except OSError as error:
+        listener.close()
+        hint = "is another server running? choose another --port, or 0 for a free one"
+        raise PyschedError(f"cannot listen on {host}:{port}: {error.strerror}; {hint}") from None
+    return listener
+
+
+def _url(host: str, port: int) -> str:
+    """Where clients on this machine reach a server bound to `host`."""
+    host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)  # noqa: S104 - compared, not bound
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"

@@ -1,0 +1,366 @@
+# cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True, initializedcheck=False
+"""The native core: ready queue, lanes, processes and timers, none of which ever holds the GIL.
+
+This file is the table of contents and the two classes on top; `pysched/_core.pyi` documents the interface.  The parts
+stand in the order in which they build on each other.
+"""
+
+cimport cython
+from cpython.exc cimport PyErr_CheckSignals
+from cython.operator cimport dereference, preincrement
+from libc.errno cimport EAGAIN, ECHILD, EMFILE, ENFILE, ENOMEM, errno
+from libc.signal cimport SIGCONT, SIGKILL, SIGTERM
+from libc.stdint cimport int32_t, int64_t, uint8_t, uint32_t, uint64_t
+from libc.stdio cimport snprintf
+from libc.stdlib cimport free, malloc
+from libc.string cimport memchr, memcpy, memset
+from libcpp.algorithm cimport sort
+from libcpp.atomic cimport (
+    atomic,
+    memory_order_acq_rel,
+    memory_order_acquire,
+    memory_order_relaxed,
+    memory_order_seq_cst,
+)
+from libcpp.unordered_map cimport unordered_map
+from posix.resource cimport RLIMIT_NOFILE, RUSAGE_SELF, getrlimit, getrusage, rlimit, rusage, setrlimit
+from posix.signal cimport kill
+from posix.types cimport pid_t
+from posix.unistd cimport close, getpid
+from posix.wait cimport WNOHANG, wait4
+
+from native cimport (
+    CLOCK_BOOTTIME,
+    CLOCK_REALTIME,
+    EFD_CLOEXEC,
+    EFD_NONBLOCK,
+    EPOLL_CLOEXEC,
+    EPOLL_CTL_ADD,
+    EPOLL_CTL_DEL,
+    EPOLLET,
+    EPOLLIN,
+    POLLIN,
+    STEP_NONE,
+    TFD_CLOEXEC,
+    TFD_NONBLOCK,
+    TFD_TIMER_ABSTIME,
+    Spawn,
+    array,
+    assert_32_bytes,
+    checked_realloc,
+    class_counts,
+    clock_gettime,
+    construct,
+    counter_array,
+    epoll_create1,
+    epoll_ctl,
+    epoll_event,
+    epoll_wait,
+    eventfd,
+    eventfd_read,
+    eventfd_t,
+    eventfd_write,
+    itimerspec,
+    map_child_stack,
+    padded_atomic,
+    padded_mutex,
+    peek_exit,
+    pidfd_send_signal,
+    pollfd,
+    ppoll,
+    probe_kernel,
+    spawn_process,
+    start_thread,
+    thread,
+    timerfd_create,
+    timerfd_settime,
+    timespec,
+    unmap_child_stack,
+)
+
+include "ticket.pyx"          # the 32-byte form of a waiting attempt, and the order key
+include "priority_queue.pyx"  # lanes × classes of buckets
+include "counters.pyx"        # totals by lane
+include "timers.pyx"          # a heap on CLOCK_BOOTTIME, one a lane
+include "launch.pyx"          # Launch: what Python says about an attempt
+include "process.pyx"         # Record: an attempt in the lanes' hands; spawn, signal, reap
+include "event.pyx"           # Event, and the outbox it comes from
+include "engine.pyx"          # what the lanes share: registry, submission, waking
+include "lane.pyx"            # the threads: exploit, wait
+
+__all__ = [
+    "ALARM", "CAUSE_CANCEL", "CAUSE_NONE", "CAUSE_SHUTDOWN", "CAUSE_TIMEOUT", "Core", "EXITED", "Event", "Launch",
+    "ReadyQueue", "SPAWN_FAILED", "STARTED", "WITHDRAWN",
+]
+
+cdef object MAX_WORKERS = 1_000_000
+
+
+cdef rlimit raise_open_files():
+    """Raise this process's soft limit of open files to the hard one, once; the limit that children get back."""
+    global original_open_files, open_files_raised
+    cdef rlimit raised
+    if not open_files_raised:
+        if getrlimit(RLIMIT_NOFILE, &original_open_files) != 0:
+            raise OSError(errno, "the limit of open files cannot be read")
+        raised = original_open_files
+        raised.rlim_cur = raised.rlim_max
+        setrlimit(RLIMIT_NOFILE, &raised)  # refused: the lanes live with the limit as it is
+        open_files_raised = True
+    return original_open_files
+
+
+cdef rlimit original_open_files
+cdef bint open_files_raised = False
+
+
+@cython.final
+cdef class Core:
+    cdef Engine* engine
+    cdef Lane** threads
+    cdef int threads_running
+    cdef pid_t owner
+    cdef bint closed
+
+    def __cinit__(self, *, lanes, workers):
+        cdef Engine* engine
+        cdef int i
+        whole("lanes", lanes, 1, MAX_LANES)
+        whole("workers", workers, 1, MAX_WORKERS)
+        if probe_kernel() != 0:
+            raise OSError(errno, "the kernel has no close_range; pysched needs Linux 5.9 or newer")
+        self.owner = getpid()
+        engine = self.engine = new Engine()
+        engine.open_files = raise_open_files()
+        engine.workers.store(workers)
+        engine.lanes = lanes
+        queue_init(&engine.queue, lanes)
+        engine.outbox.eventfd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK)
+        engine.mail = <Mailbox**> checked_realloc(NULL, engine.lanes * sizeof(Mailbox*))
+        engine.counters = <counter_array**> checked_realloc(NULL, (engine.lanes + 1) * sizeof(counter_array*))
+        self.threads = <Lane**> checked_realloc(NULL, engine.lanes * sizeof(Lane*))
+        for i in range(engine.lanes):
+            engine.mail[i] = new Mailbox()
+            engine.mail[i].bell = -1
+            engine.counters[i] = new counter_array()
+            self.threads[i] = lane_new(engine, i)
+        engine.counters[engine.lanes] = new counter_array()
+        for i in range(engine.lanes):
+            if engine.outbox.eventfd < 0 or not lane_open(self.threads[i]):
+                raise OSError(errno, f"lane {i} cannot be made; lower `lanes` or raise the limit of open files")
+        for i in range(engine.lanes):
+            try:
+                self.threads[i].runner = start_thread(lane_main, self.threads[i], f"pysched-lane-{i}".encode())
+            except RuntimeError as error:
+                raise OSError(EAGAIN, f"the thread of lane {i} cannot be started: {error}; lower `lanes`") from None
+            self.threads_running += 1
+
+    def __dealloc__(self):
+        if self.engine == NULL or self.owner != getpid():
+            return  # in a forked child the lanes do not exist, and their locks may be held for ever
+        self.stop()
+        core_free(self.engine, self.threads)
+
+    cdef void stop(self) noexcept:
+        """Join the lanes."""
+        cdef Engine* engine = self.engine
+        cdef int i
+        with nogil:
+            engine.stopping.store(1, memory_order_seq_cst)
+            for i in range(self.threads_running):
+                engine_ring(engine, i)
+            for i in range(self.threads_running):
+                self.threads[i].runner.join()
+                del self.threads[i].runner
+            self.threads_running = 0
+            outbox_wake(&engine.outbox, True)
+
+    cdef int check(self, bint open) except -1:
+        if self.owner != getpid():
+            raise RuntimeError("this Core belongs to the parent process; make a new one after os.fork()")
+        if open and self.closed:
+            raise RuntimeError("this Core is closed; make a new one")
+        return 0
+
+    def close(self):
+        self.check(False)
+        if not self.closed:
+            self.closed = True
+            self.stop()
+
+    def submit(self, launches):
+        cdef array[RecordPtr] records
+        cdef size_t i, taken = 0
+        cdef uint64_t handle
+        self.check(True)
+        try:
+            for launch in launches:
+                if type(launch) is not Launch:
+                    raise TypeError(f"submit: {launch!r} is no Launch")
+                records.push_back(record_new(<Launch> launch))
+            with nogil:
+                taken = engine_submit(self.engine, &records)
+            if taken:
+                handle = records[taken - 1].handle
+                raise ValueError(f"handle: {handle} belongs to an attempt that has not ended; use a new one")
+        except BaseException:
+            for i in range(records.size()):
+                record_free(records[i])
+            raise
+
+    def kill(self, handle, grace_s, cause):
+        cdef uint64_t wanted = whole("handle", handle, 0, UINT64_MAX)
+        cdef int64_t grace_ns = to_ns("grace_s", grace_s)
+        cdef uint8_t why = whole("cause", cause, 1, 255)
+        cdef bint known
+        self.check(False)
+        if self.closed:
+            return False
+        with nogil:
+            known = engine_kill(self.engine, wanted, grace_ns, why)
+        return known
+
+    def arm(self, delay_s, token):
+        cdef Letter letter
+        self.check(True)
+        letter.kind = LETTER_ARM
+        letter.cause = CAUSED_BY_NOTHING
+        letter.handle = whole("token", token, 0, UINT64_MAX)
+        letter.ns = to_ns("delay_s", delay_s) + now(CLOCK_BOOTTIME)
+        with nogil:
+            engine_post(self.engine, 0, letter)  # all on one lane: alarms ring in the order of their deadlines
+
+    def poll(self, timeout_s, limit=4096):
+        cdef array[Note] batch
+        cdef size_t most = whole("limit", limit, 1, 2**31 - 1)
+        cdef size_t i
+        cdef int64_t deadline_ns = -1
+        cdef Polled how = POLL_INTERRUPTED
+        self.check(False)
+        if timeout_s is not None:
+            deadline_ns = to_ns("timeout_s", timeout_s) + now(CLOCK_BOOTTIME)
+        while how == POLL_INTERRUPTED:
+            with nogil:
+                how = outbox_poll(&self.engine.outbox, &batch, most, deadline_ns)
+            if how == POLL_INTERRUPTED:
+                PyErr_CheckSignals()
+        return [event_of(&batch[i]) for i in range(batch.size())]
+
+    def wake(self):
+        self.check(False)
+        with nogil:
+            outbox_wake(&self.engine.outbox, False)
+
+    def withdraw_all(self):
+        cdef size_t ended
+        self.check(True)
+        with nogil:
+            ended = engine_withdraw_all(self.engine)
+        return ended
+
+    def set_workers(self, workers):
+        cdef int i
+        self.check(True)
+        self.engine.workers.store(whole("workers", workers, 1, MAX_WORKERS), memory_order_seq_cst)
+        with nogil:
+            for i in range(self.engine.lanes):
+                engine_ring(self.engine, i)
+
+    def counters(self):
+        cdef int which, i
+        cdef uint64_t total
+        cdef dict totals = {}
+        self.check(False)
+        for which in range(COUNTERS):
+            total = 0
+            for i in range(self.engine.lanes + 1):
+                total += counted(self.engine.counters[i], which)
+            totals[COUNTER_NAMES[which]] = total
+        return totals
+
+    def depths(self):
+        self.check(False)
+        return queue_depth(&self.engine.queue, 0), queue_depth(&self.engine.queue, 1), queue_depth(&self.engine.queue, 2)
+
+    @property
+    def running(self):
+        self.check(False)
+        return self.engine.running.load()
+
+    @property
+    def lanes(self):
+        return self.engine.lanes
+
+    @property
+    def workers(self):
+        return self.engine.workers.load()
+
+
+cdef void core_free(Engine* engine, Lane** threads) noexcept:
+    """Free what the lanes left.  Children that run go on; only our knowledge of them ends."""
+    cdef unordered_map[uint64_t, RecordPtr].iterator entry = engine.registry.begin()
+    cdef Ticket ticket
+    cdef Record* record
+    cdef int i
+    while entry != engine.registry.end():
+        record = dereference(entry).second
+        if record.state.load() >= RECORD_TAKEN:  # the others have a ticket
+            close(record.pidfd)
+            record_free(record)
+        preincrement(entry)
+    while queue_pop(&engine.queue, 0, &ticket):
+        record_free(<Record*> ticket.item)
+    for i in range(engine.lanes):
+        lane_free(threads[i])
+        if engine.mail[i].bell >= 0:
+            close(engine.mail[i].bell)
+        del engine.mail[i]
+    for i in range(engine.lanes + 1):
+        del engine.counters[i]
+    free(threads)
+    free(engine.mail)
+    free(engine.counters)
+    queue_free(&engine.queue)
+    if engine.outbox.eventfd >= 0:
+        close(engine.outbox.eventfd)
+    del engine
+
+
+@cython.final
+cdef class ReadyQueue:
+    cdef Queue* queue
+
+    def __cinit__(self, lanes):
+        whole("lanes", lanes, 1, MAX_LANES)
+        self.queue = new Queue()
+        queue_init(self.queue, lanes)
+
+    def __dealloc__(self):
+        if self.queue != NULL:
+            queue_free(self.queue)
+            del self.queue
+
+    def push(self, priority, rank, sequence, handle, lane=-1):
+        cdef Ticket ticket
+        cdef int place = whole("lane", lane, -1, self.queue.lanes - 1)
+        ticket.cls = whole("priority", priority, 0, CLASSES - 1)
+        ticket.rank = whole("rank", rank, -2**31, 2**31 - 1)
+        ticket.sequence = whole("sequence", sequence, 0, UINT64_MAX)
+        ticket.item = whole("handle", handle, 0, UINT64_MAX)
+        ticket.queued_ns = now(CLOCK_BOOTTIME)
+        with nogil:
+            queue_push(self.queue, queue_balance(self.queue) if place < 0 else place, &ticket)
+
+    def pop(self, lane):
+        cdef Ticket ticket
+        cdef int place = whole("lane", lane, 0, self.queue.lanes - 1)
+        cdef bint found
+        with nogil:
+            found = queue_pop(self.queue, place, &ticket)
+        return ticket.item if found else None
+
+    def depths(self):
+        return queue_depth(self.queue, 0), queue_depth(self.queue, 1), queue_depth(self.queue, 2)
+
+    def __len__(self):
+        return sum(self.depths())

@@ -1,0 +1,402 @@
+# A lane: one native thread that starts attempts, reaps its own children and keeps their timers.
+#
+# Its loop is two calls, exploit and wait.  Everything below runs without the GIL and touches no Python object.
+
+cdef enum:
+    EVENTS = 64         # taken from epoll at once
+
+cdef int64_t BACKOFF_FIRST_NS = 20_000_000
+cdef int64_t BACKOFF_LAST_NS = 1_000_000_000
+cdef int64_t WATCH_RETRY_NS = 50_000_000
+
+
+cdef cppclass Lane:
+    # The thread's own; others reach it through engine.mail only.
+    Engine* engine
+    thread* runner
+    int number
+    int epoll
+    int clock           # timerfd on CLOCK_BOOTTIME: a sleep of the machine does not stretch a deadline
+    int64_t clock_ns    # what it is set to; 0: not set
+    int slots           # of engine.running, held for the next attempt
+    int surplus         # slots given back since the last look around
+    Timers timers
+    Timer backoff       # armed: the lane spawns nothing
+    int64_t backoff_ns
+    Timer watch         # armed: `unwatched` is not empty
+    array[RecordPtr] unwatched
+    array[Note] notes   # what happened in this round
+    array[Letter] letters
+    void* stack         # of the child between clone and exec
+
+
+cdef struct Alarm:
+    Timer timer
+    uint64_t token
+
+
+cdef void lane_main(void* argument) noexcept nogil:
+    cdef Lane* lane = <Lane*> argument
+    cdef bint busy
+    while lane.engine.stopping.load(memory_order_acquire) == 0:
+        busy = lane_exploit(lane)
+        lane_wait(lane, busy)
+    outbox_post(&lane.engine.outbox, &lane.notes)
+
+
+# ---- exploit ---------------------------------------------------------------------------------------------------------
+
+cdef bint lane_exploit(Lane* lane) noexcept nogil:
+    """Start at most one attempt, so that ends and timers never wait for more than one spawn; True: look again at
+    once."""
+    cdef Engine* engine = lane.engine
+    cdef Ticket ticket
+    cdef Record* record
+    cdef bint started = False
+    while lane.backoff.place == 0 and queue_has_work(&engine.queue) and lane_claim_slot(lane):
+        if not queue_pop(&engine.queue, lane.number, &ticket):
+            break
+        record = <Record*> ticket.item
+        if record_change(record, RECORD_QUEUED, RECORD_TAKEN + <uint32_t> lane.number):
+            lane_start(lane, record)
+            started = True
+            break
+        queue_exhume(&engine.queue, record.home, ticket.cls)
+        record_free(record)
+    if lane.slots and not queue_has_work(&engine.queue):
+        lane_release_slots(lane)
+    return started
+
+
+cdef bint lane_claim_slot(Lane* lane) noexcept nogil:
+    """Hold a slot for the next attempt: one left by an attempt that ended here, or a free one; False: all are taken."""
+    cdef Engine* engine = lane.engine
+    cdef int running
+    while lane.slots:
+        if engine.running.load(memory_order_seq_cst) <= engine.workers.load(memory_order_seq_cst):
+            return True
+        lane_give_back(lane, 1)  # the limit was lowered
+    running = engine.running.load(memory_order_seq_cst)
+    while running < engine.workers.load(memory_order_seq_cst):
+        if engine.running.compare_exchange_weak(running, running + 1, memory_order_seq_cst):
+            lane.slots = 1
+            return True
+    return False
+
+
+cdef inline void lane_give_back(Lane* lane, int slots) noexcept nogil:
+    """seq_cst, and followed by a look at the queue in lane_park at the latest: see "waking" in engine.pyx."""
+    lane.engine.running.fetch_sub(slots, memory_order_seq_cst)
+    lane.slots -= slots
+
+
+cdef void lane_release_slots(Lane* lane) noexcept nogil:
+    if lane.slots:
+        lane_give_back(lane, lane.slots)
+
+
+cdef void lane_start(Lane* lane, Record* record) noexcept nogil:
+    """Spawn the program of a record that this lane has taken."""
+    cdef Engine* engine = lane.engine
+    cdef counter_array* counters = engine.counters[lane.number]
+    cdef Spawn spawn
+    cdef Note note
+    record_spawn(record, lane.number, lane.stack, &engine.open_files, &spawn)
+    if spawn.step != STEP_NONE and is_shortage(spawn.error):
+        count(counters, COUNT_BACKED_OFF)
+        lane_requeue(lane, record)
+        return
+    lane.backoff_ns = 0
+    record.started_ns = now(CLOCK_BOOTTIME)
+    record.started_real_ns = now(CLOCK_REALTIME)
+    if spawn.step != STEP_NONE:
+        note_init(&note, record, KIND_SPAWN_FAILED, CAUSED_BY_NOTHING)
+        note.step = spawn.step
+        note.error = spawn.error
+        note.ended_ns = record.started_real_ns
+        note.lane = lane.number
+        note.wait_ns = record.started_ns - record.ticket.queued_ns
+        lane.notes.push_back(note)
+        count(counters, COUNT_SPAWN_FAILED)
+        engine_forget(engine, record.handle)
+        record_free(record)
+        return
+    lane.slots -= 1  # it is the attempt's now
+    record.pid = spawn.pid
+    record.pidfd = spawn.pidfd
+    record.floor_kb = own_peak_kb()
+    note_init(&note, record, KIND_STARTED, CAUSED_BY_NOTHING)
+    lane_describe(lane, record, &note)
+    lane.notes.push_back(note)
+    count(counters, COUNT_STARTED)
+    if record.timeout_ns:
+        timers_arm(&lane.timers, &record.timer, TIMER_TIMEOUT, record.started_ns + record.timeout_ns)
+    if not lane_watch(lane, record):
+        lane.unwatched.push_back(record)
+        timers_arm(&lane.timers, &lane.watch, TIMER_WATCH, record.started_ns + WATCH_RETRY_NS)
+
+
+cdef inline void lane_describe(Lane* lane, const Record* record, Note* note) noexcept nogil:
+    note.lane = lane.number
+    note.pid = record.pid
+    note.started_ns = record.started_real_ns
+    note.wait_ns = record.started_ns - record.ticket.queued_ns
+
+
+cdef void lane_requeue(Lane* lane, Record* record) noexcept nogil:
+    """The machine is short of descriptors, processes or memory: the ticket keeps its place, this lane pauses.
+
+    Nobody is woken for it: what another lane lacks is the same.  Ours comes back by its timer."""
+    record_change(record, RECORD_TAKEN + <uint32_t> lane.number, RECORD_QUEUED)
+    queue_push(&lane.engine.queue, record.home, &record.ticket)
+    lane.backoff_ns = min(lane.backoff_ns * 2, BACKOFF_LAST_NS) if lane.backoff_ns else BACKOFF_FIRST_NS
+    timers_arm(&lane.timers, &lane.backoff, TIMER_BACKOFF, now(CLOCK_BOOTTIME) + lane.backoff_ns)
+    lane_release_slots(lane)
+
+
+cdef bint lane_watch(Lane* lane, Record* record) noexcept nogil:
+    """Be told of the child's end; False: the kernel has no memory for that now."""
+    cdef epoll_event interest
+    interest.events = EPOLLIN
+    interest.data.ptr = record
+    return epoll_ctl(lane.epoll, EPOLL_CTL_ADD, record.pidfd, &interest) == 0
+
+
+cdef void lane_watch_again(Lane* lane) noexcept nogil:
+    while not lane.unwatched.empty():
+        if not lane_watch(lane, lane.unwatched.back()):
+            timers_arm(&lane.timers, &lane.watch, TIMER_WATCH, now(CLOCK_BOOTTIME) + WATCH_RETRY_NS)
+            return
+        lane.unwatched.pop_back()
+
+
+# ---- wait ------------------------------------------------------------------------------------------------------------
+
+cdef void lane_wait(Lane* lane, bint busy) noexcept nogil:
+    """Deliver what happened, then take what comes: ends of children, letters, timers.  Sleeps for it unless `busy`."""
+    cdef Engine* engine = lane.engine
+    cdef Mailbox* mail = engine.mail[lane.number]
+    cdef epoll_event[EVENTS] events
+    cdef int i, ready, patience = 0
+    outbox_post(&engine.outbox, &lane.notes)
+    if not busy:
+        lane_set_clock(lane)
+        if lane_park(lane):
+            patience = -1
+    ready = epoll_wait(lane.epoll, events, EVENTS, patience)
+    mail.parked.store(AWAKE, memory_order_seq_cst)
+    for i in range(ready):
+        if events[i].data.ptr == &lane.clock:
+            lane.clock_ns = 0
+        elif events[i].data.ptr != &mail.bell:
+            lane_reap(lane, <Record*> events[i].data.ptr)
+    if lane.surplus:
+        if queue_has_work(&engine.queue):
+            engine_offer(engine, lane.number, lane.surplus)
+        lane.surplus = 0
+    if mail.full.load(memory_order_acquire):
+        lane_read_mail(lane)
+    if lane.timers.count:
+        lane_run_timers(lane)
+
+
+cdef bint lane_park(Lane* lane) noexcept nogil:
+    """Say that this lane is going to sleep, then look once more; False: there is something to do."""
+    cdef Engine* engine = lane.engine
+    cdef Mailbox* mail = engine.mail[lane.number]
+    cdef bint backing_off = lane.backoff.place != 0
+    lane_release_slots(lane)
+    mail.parked.store(UNWILLING if backing_off else WILLING, memory_order_seq_cst)
+    if engine.stopping.load(memory_order_seq_cst) or mail.full.load(memory_order_seq_cst):
+        return False
+    if backing_off:
+        return True
+    return (not queue_has_work(&engine.queue)
+            or engine.running.load(memory_order_seq_cst) >= engine.workers.load(memory_order_seq_cst))
+
+
+cdef void lane_set_clock(Lane* lane) noexcept nogil:
+    """Make the timerfd ring at the earliest deadline.  One that is set to an earlier time is left alone: a disarmed
+    timer costs a wake-up now and then, resetting would cost a system call each time."""
+    cdef int64_t deadline_ns = timers_next(&lane.timers)
+    cdef itimerspec when
+    if deadline_ns < 0 or (lane.clock_ns != 0 and lane.clock_ns <= deadline_ns):
+        return
+    memset(&when, 0, sizeof(when))
+    when.it_value.tv_sec = deadline_ns // NS_PER_S
+    when.it_value.tv_nsec = deadline_ns % NS_PER_S
+    timerfd_settime(lane.clock, TFD_TIMER_ABSTIME, &when, NULL)
+    lane.clock_ns = deadline_ns
+
+
+cdef void lane_reap(Lane* lane, Record* record) noexcept nogil:
+    """The child has ended: collect it, end what it left in its group, tell, and keep the slot for the next."""
+    cdef Engine* engine = lane.engine
+    cdef counter_array* counters = engine.counters[lane.number]
+    cdef rusage usage
+    cdef Note note
+    cdef int status, error
+    memset(&usage, 0, sizeof(usage))
+    if not record_reap(record, &status, &error, &usage):
+        return
+    note_init(&note, record, KIND_EXITED, record.cause)
+    lane_describe(lane, record, &note)
+    note.status = status
+    note.error = error
+    note.ended_ns = now(CLOCK_REALTIME)
+    note.run_ns = now(CLOCK_BOOTTIME) - record.started_ns
+    note.cpu_ns = ((usage.ru_utime.tv_sec + usage.ru_stime.tv_sec) * NS_PER_S
+                   + (usage.ru_utime.tv_usec + usage.ru_stime.tv_usec) * 1000)
+    note.max_rss_kb = usage.ru_maxrss
+    lane.notes.push_back(note)
+    count(counters, COUNT_EXITED)
+    if status != 0:
+        count(counters, COUNT_FAILED)
+    # Explicitly: a process that Python forks may hold a copy of the pidfd, and the interest would outlive our close.
+    epoll_ctl(lane.epoll, EPOLL_CTL_DEL, record.pidfd, NULL)
+    close(record.pidfd)
+    timers_disarm(&lane.timers, &record.timer)
+    engine_forget(engine, record.handle)
+    record_free(record)
+    lane.slots += 1
+    if lane.slots > 1:  # one is enough; the others may be used in parallel
+        lane_give_back(lane, 1)
+        lane.surplus += 1
+
+
+cdef void lane_read_mail(Lane* lane) noexcept nogil:
+    cdef Mailbox* mail = lane.engine.mail[lane.number]
+    cdef size_t i
+    mail.mutex.lock()
+    lane.letters.swap(mail.letters)
+    mail.full.store(0, memory_order_relaxed)  # under the mutex that every writer of 1 holds
+    mail.mutex.unlock()
+    for i in range(lane.letters.size()):
+        if lane.letters[i].kind == LETTER_ARM:
+            lane_arm_alarm(lane, &lane.letters[i])
+        else:
+            lane_kill(lane, &lane.letters[i])
+    lane.letters.clear()
+
+
+cdef void lane_kill(Lane* lane, const Letter* letter) noexcept nogil:
+    cdef Engine* engine = lane.engine
+    cdef unordered_map[uint64_t, RecordPtr].iterator found
+    cdef Record* record = NULL
+    engine.registry_mutex.lock()
+    found = engine.registry.find(letter.handle)
+    if found != engine.registry.end():
+        record = dereference(found).second
+        if record.state.load(memory_order_relaxed) != RECORD_TAKEN + <uint32_t> lane.number:
+            record = NULL
+    engine.registry_mutex.unlock()
+    if record == NULL:
+        # It ended, or went back to the queue since the letter was written: then it is to be found there.
+        engine_kill(engine, letter.handle, letter.ns, letter.cause)
+        return
+    # Taken by this lane, so nobody else frees it, and it runs: lanes read no mail in the middle of a spawn.
+    if record.cause == CAUSED_BY_NOTHING:
+        record.cause = letter.cause
+        count(engine.counters[lane.number], COUNT_KILLED)
+    lane_end(lane, record, letter.ns)
+
+
+cdef void lane_end(Lane* lane, Record* record, int64_t grace_ns) noexcept nogil:
+    """TERM to the process group now, KILL after the grace; a KILL that is due earlier stays."""
+    cdef int64_t deadline_ns
+    if grace_ns == 0:
+        timers_disarm(&lane.timers, &record.timer)
+        record_signal(record, SIGKILL)
+        return
+    record_signal(record, SIGTERM)
+    record_signal(record, SIGCONT)  # a stopped process acts on TERM only when it goes on
+    deadline_ns = now(CLOCK_BOOTTIME) + grace_ns
+    if record.timer.place == 0 or record.timer.kind != TIMER_KILL or deadline_ns < record.timer.deadline_ns:
+        timers_arm(&lane.timers, &record.timer, TIMER_KILL, deadline_ns)
+
+
+cdef void lane_arm_alarm(Lane* lane, const Letter* letter) noexcept nogil:
+    cdef Alarm* alarm = <Alarm*> checked_realloc(NULL, sizeof(Alarm))
+    alarm.timer.place = 0
+    alarm.timer.owner = alarm
+    alarm.token = letter.handle
+    timers_arm(&lane.timers, &alarm.timer, TIMER_ALARM, letter.ns)
+
+
+cdef void lane_run_timers(Lane* lane) noexcept nogil:
+    cdef int64_t now_ns = now(CLOCK_BOOTTIME)
+    cdef Timer* timer
+    cdef Record* record
+    cdef Alarm* alarm
+    cdef Note note
+    while True:
+        timer = timers_take_due(&lane.timers, now_ns)
+        if timer == NULL:
+            return
+        if timer.kind == TIMER_TIMEOUT:
+            record = <Record*> timer.owner
+            record.cause = CAUSED_BY_TIMEOUT  # a kill would have replaced this timer
+            count(lane.engine.counters[lane.number], COUNT_TIMED_OUT)
+            lane_end(lane, record, record.grace_ns)
+        elif timer.kind == TIMER_KILL:
+            record_signal(<Record*> timer.owner, SIGKILL)
+        elif timer.kind == TIMER_ALARM:
+            alarm = <Alarm*> timer.owner
+            memset(&note, 0, sizeof(note))
+            note.kind = KIND_ALARM
+            note.handle = alarm.token
+            note.lane = lane.number
+            note.ended_ns = now(CLOCK_REALTIME)
+            lane.notes.push_back(note)
+            free(alarm)
+        elif timer.kind == TIMER_WATCH:
+            lane_watch_again(lane)
+        # TIMER_BACKOFF: being disarmed is all there is to it
+
+
+# ---- construction and end, by the thread that owns the Core ----------------------------------------------------------
+
+cdef bint lane_add(Lane* lane, int fd, void* tag, uint32_t events) noexcept nogil:
+    cdef epoll_event interest
+    interest.events = events
+    interest.data.ptr = tag
+    return fd >= 0 and epoll_ctl(lane.epoll, EPOLL_CTL_ADD, fd, &interest) == 0
+
+
+cdef Lane* lane_new(Engine* engine, int number) noexcept nogil:
+    cdef Lane* lane = new Lane()
+    lane.engine = engine
+    lane.number = number
+    lane.clock = lane.epoll = -1
+    return lane
+
+
+cdef bint lane_open(Lane* lane) noexcept nogil:
+    """Get everything but the thread; False with errno."""
+    cdef Mailbox* mail = lane.engine.mail[lane.number]
+    lane.stack = map_child_stack()
+    if lane.stack == NULL:
+        return False
+    lane.epoll = epoll_create1(EPOLL_CLOEXEC)
+    if lane.epoll < 0:
+        return False
+    mail.bell = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK)
+    if not lane_add(lane, mail.bell, &mail.bell, EPOLLIN | EPOLLET):
+        return False
+    lane.clock = timerfd_create(CLOCK_BOOTTIME, TFD_CLOEXEC | TFD_NONBLOCK)
+    return lane_add(lane, lane.clock, &lane.clock, EPOLLIN | EPOLLET)
+
+
+cdef void lane_free(Lane* lane) noexcept nogil:
+    """After its thread has ended.  Alarms that did not ring go; records belong to the registry's sweep."""
+    cdef size_t i
+    for i in range(1, lane.timers.count + 1):
+        if lane.timers.heap[i].kind == TIMER_ALARM:
+            free(lane.timers.heap[i].owner)
+    free(lane.timers.heap)
+    if lane.clock >= 0:
+        close(lane.clock)
+    if lane.epoll >= 0:
+        close(lane.epoll)
+    unmap_child_stack(lane.stack)
+    del lane

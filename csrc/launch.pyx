@@ -1,0 +1,101 @@
+# `Launch`: what one attempt needs to start, checked when it is made.
+
+cdef int64_t LONGEST_NS = 4_000_000_000_000_000_000  # 126 years: a deadline that never overflows
+
+
+cdef int64_t to_ns(str field, double seconds) except -1:
+    """Seconds as a duration that fits; ValueError: negative or not a number."""
+    if not seconds >= 0:
+        raise ValueError(f"{field}: {seconds} is no duration; use seconds ≥ 0")
+    if seconds >= LONGEST_NS / 1e9:
+        return LONGEST_NS
+    return <int64_t> (seconds * 1e9)
+
+
+cdef object whole(str field, object value, object low, object high):
+    """An int in low … high; bool is not taken for one."""
+    if not isinstance(value, int) or isinstance(value, bool):
+        raise TypeError(f"{field}: {value!r} is no int")
+    if not low <= value <= high:
+        raise ValueError(f"{field}: {value} is out of range; use {low} … {high}")
+    return value
+
+
+cdef bytes text_of(str field, object value):
+    """Bytes that C can hold, not empty."""
+    if type(value) is not bytes:
+        raise TypeError(f"{field}: {value!r} is no bytes")
+    if memchr(<const char*> value, 0, len(<bytes> value)) != NULL:
+        raise ValueError(f"{field}: {value!r} contains a NUL byte; no process can receive one")
+    return <bytes> value
+
+
+cdef bytes path_of(str field, object value):
+    if not text_of(field, value):
+        raise ValueError(f"{field}: is empty; give a path")
+    return <bytes> value
+
+
+cdef tuple texts_of(str field, object values):
+    if isinstance(values, (bytes, str)):
+        raise TypeError(f"{field}: {values!r} is no list of bytes")
+    return tuple([text_of(field, value) for value in values])
+
+
+cdef tuple needed(str field, tuple values):
+    if not values:
+        raise ValueError(f"{field}: is empty; give at least one")
+    return values
+
+
+cdef object UINT64_MAX = 2**64 - 1
+
+
+@cython.final
+@cython.auto_pickle(False)
+@cython.freelist(256)
+cdef class Launch:
+    cdef readonly uint64_t handle
+    cdef readonly uint8_t priority
+    cdef readonly int32_t rank
+    cdef readonly uint64_t sequence
+    cdef readonly tuple argv
+    cdef readonly tuple candidates
+    cdef readonly tuple env
+    cdef readonly bytes cwd
+    cdef readonly bytes stdout
+    cdef readonly bytes stderr
+    cdef readonly object timeout_s
+    cdef readonly double grace_s
+    cdef int64_t timeout_ns
+    cdef int64_t grace_ns
+
+    def __cinit__(
+        self, *, handle, priority, rank, sequence, argv, candidates, env, cwd, stdout, stderr, timeout_s=None,
+        grace_s=5.0,
+    ):
+        self.handle = whole("handle", handle, 0, UINT64_MAX)
+        self.priority = whole("priority", priority, 0, CLASSES - 1)
+        self.rank = whole("rank", rank, -2**31, 2**31 - 1)
+        self.sequence = whole("sequence", sequence, 0, UINT64_MAX)
+        self.argv = needed("argv", texts_of("argv", argv))
+        self.candidates = needed("candidates", texts_of("candidates", candidates))
+        for path in self.candidates:
+            path_of("candidates", path)
+        self.env = texts_of("env", env)
+        for entry in self.env:
+            if b"=" not in entry or entry.startswith((b"=", b"PYSCHED_LANE=")):
+                raise ValueError(f"env: {entry!r} is no entry; use b'NAME=value' with a name other than PYSCHED_LANE")
+        self.cwd = path_of("cwd", cwd)
+        self.stdout = path_of("stdout", stdout)
+        self.stderr = path_of("stderr", stderr)
+        self.timeout_s = timeout_s
+        if timeout_s is not None:
+            self.timeout_ns = to_ns("timeout_s", timeout_s)
+            if self.timeout_ns == 0:
+                raise ValueError(f"timeout_s: {timeout_s} is no limit; use seconds > 0, or None")
+        self.grace_s = grace_s
+        self.grace_ns = to_ns("grace_s", grace_s)
+
+    def __repr__(self):
+        return f"<Launch {self.handle} {self.argv!r}>"

@@ -1,0 +1,144 @@
+"""What `native.hpp` and the system's headers offer to the parts of the core."""
+
+from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
+from libcpp.atomic cimport atomic
+from posix.resource cimport rlimit
+from posix.types cimport pid_t
+
+
+cdef extern from "native.hpp" namespace "pysched" nogil:
+    cdef cppclass padded_atomic[T](atomic[T]):
+        pass
+
+    # 3: CLASSES of ticket.pyx
+    cdef cppclass class_counts "pysched::padded_array<std::int64_t, 3>":
+        atomic[int64_t]& operator[](size_t index)
+
+    # 9: COUNTERS of counters.pyx
+    cdef cppclass counter_array "pysched::padded_array<std::uint64_t, 9>":
+        atomic[uint64_t]& operator[](size_t index)
+
+    cdef cppclass padded_mutex:
+        void lock()
+        void unlock()
+
+    void assert_32_bytes[T](T* null)
+    void* checked_realloc(void* memory, size_t bytes)
+    T* construct[T](void* memory)
+
+    enum Step:
+        STEP_NONE
+        STEP_CLONE
+        STEP_SESSION
+        STEP_STDIN
+        STEP_STDOUT
+        STEP_STDERR
+        STEP_CWD
+        STEP_LIMITS
+        STEP_EXEC
+
+    cdef cppclass Spawn:
+        char** words
+        char** environment
+        char** candidates
+        const char* cwd
+        const char** output
+        rlimit open_files
+        pid_t pid
+        int pidfd
+        int error
+        uint8_t step
+
+    void* map_child_stack()
+    void unmap_child_stack(void* base)
+    void spawn_process(Spawn* spawn, void* stack)
+    int pidfd_send_signal(int pidfd, int signal)
+    int peek_exit(int pidfd)
+    int probe_kernel()
+
+cdef extern from "<thread>" namespace "std" nogil:
+    cdef cppclass thread:
+        void join() except +
+
+cdef extern from "native.hpp" namespace "pysched":
+    thread* start_thread(void (*entry)(void*) noexcept nogil, void* argument, const char* name) except +
+
+cdef extern from "<vector>" namespace "std" nogil:
+    # std::vector as the lanes use it: running out of memory ends the process (an exception that leaves a thread)
+    # instead of losing a ticket behind an "unraisable" message.
+    cdef cppclass array "std::vector"[T]:
+        void push_back(const T&)
+        void pop_back()
+        void reserve(size_t)
+        void clear()
+        size_t size()
+        bint empty()
+        T& operator[](size_t)
+        T& back()
+        T* data()
+        void swap(array[T]&)
+
+cdef extern from "<sys/epoll.h>" nogil:
+    enum:
+        EPOLLIN
+        EPOLLET
+        EPOLL_CLOEXEC
+        EPOLL_CTL_ADD
+        EPOLL_CTL_DEL
+
+    union epoll_data_t:
+        void* ptr
+
+    struct epoll_event:
+        uint32_t events
+        epoll_data_t data
+
+    int epoll_create1(int flags)
+    int epoll_ctl(int epfd, int op, int fd, epoll_event* event)
+    int epoll_wait(int epfd, epoll_event* events, int limit, int timeout_ms)
+
+cdef extern from "<sys/eventfd.h>" nogil:
+    enum:
+        EFD_CLOEXEC
+        EFD_NONBLOCK
+
+    int eventfd(unsigned int value, int flags)
+    ctypedef unsigned long long eventfd_t
+
+    int eventfd_write(int fd, eventfd_t value)
+    int eventfd_read(int fd, eventfd_t* value)
+
+cdef extern from "<sys/timerfd.h>" nogil:
+    enum:
+        TFD_CLOEXEC
+        TFD_NONBLOCK
+        TFD_TIMER_ABSTIME
+
+    struct timespec:
+        int64_t tv_sec
+        int64_t tv_nsec
+
+    struct itimerspec:
+        timespec it_interval
+        timespec it_value
+
+    int timerfd_create(int clock, int flags)
+    int timerfd_settime(int fd, int flags, const itimerspec* new_value, itimerspec* old_value)
+
+cdef extern from "<time.h>" nogil:
+    enum:
+        CLOCK_REALTIME
+        CLOCK_BOOTTIME
+
+    int clock_gettime(int clock, timespec* now)
+
+cdef extern from "<poll.h>" nogil:
+    enum:
+        POLLIN
+
+    struct pollfd:
+        int fd
+        short events
+        short revents
+
+    int ppoll(pollfd* fds, unsigned long count, const timespec* timeout, void* mask)

@@ -1,0 +1,291 @@
+# The ready queue: lanes × classes of buckets in exact order, a mutex a lane, depths that are read without it.
+
+# ---- ring: a sorted run of tickets, O(1) at both ends ---------------------------------------------------------------
+
+cdef struct Ring:
+    Ticket* items       # a circle of `capacity` places
+    size_t capacity     # 0 or a power of two
+    size_t head         # place of the first ticket; grows for ever, used modulo capacity
+    size_t count
+
+
+cdef enum:
+    RING_MIN = 64       # places; a larger ring that runs empty gives its memory back
+
+
+cdef void ring_append(Ring* ring, const Ticket* ticket) noexcept nogil:
+    cdef Ticket* items
+    cdef size_t i, capacity
+    if ring.count == ring.capacity:
+        capacity = ring.capacity * 2 if ring.capacity else RING_MIN
+        items = <Ticket*> checked_realloc(NULL, capacity * sizeof(Ticket))
+        for i in range(ring.count):
+            items[i] = ring.items[(ring.head + i) & (ring.capacity - 1)]
+        free(ring.items)
+        ring.items = items
+        ring.capacity = capacity
+        ring.head = 0
+    ring.items[(ring.head + ring.count) & (ring.capacity - 1)] = ticket[0]
+    ring.count += 1
+
+
+cdef inline Ticket* ring_at(Ring* ring, size_t position) noexcept nogil:
+    return &ring.items[(ring.head + position) & (ring.capacity - 1)]
+
+
+cdef void ring_drop_first(Ring* ring) noexcept nogil:
+    ring.head += 1
+    ring.count -= 1
+    if ring.count == 0 and ring.capacity > RING_MIN:
+        ring_free(ring)
+
+
+cdef void ring_free(Ring* ring) noexcept nogil:
+    free(ring.items)
+    ring.items = NULL
+    ring.capacity = ring.head = ring.count = 0
+
+
+# ---- heap: a binary heap of the tickets that came out of order ------------------------------------------------------
+
+cdef struct Heap:
+    Ticket* items       # items[0] starts first
+    size_t capacity
+    size_t count
+
+
+cdef void heap_push(Heap* heap, const Ticket* ticket) noexcept nogil:
+    cdef size_t child, parent
+    if heap.count == heap.capacity:
+        heap.capacity = heap.capacity * 2 if heap.capacity else RING_MIN
+        heap.items = <Ticket*> checked_realloc(heap.items, heap.capacity * sizeof(Ticket))
+    child = heap.count
+    heap.count += 1
+    while child > 0:
+        parent = (child - 1) // 2
+        if not precedes(ticket, &heap.items[parent]):
+            break
+        heap.items[child] = heap.items[parent]
+        child = parent
+    heap.items[child] = ticket[0]
+
+
+cdef void heap_sink(Heap* heap, size_t parent) noexcept nogil:
+    """Move the ticket at `parent` down to where the heap's order holds again."""
+    cdef Ticket ticket = heap.items[parent]
+    cdef size_t child = 2 * parent + 1
+    while child < heap.count:
+        if child + 1 < heap.count and precedes(&heap.items[child + 1], &heap.items[child]):
+            child += 1
+        if not precedes(&heap.items[child], &ticket):
+            break
+        heap.items[parent] = heap.items[child]
+        parent = child
+        child = 2 * parent + 1
+    heap.items[parent] = ticket
+
+
+cdef void heap_drop_first(Heap* heap) noexcept nogil:
+    heap.count -= 1
+    if heap.count > 0:
+        heap.items[0] = heap.items[heap.count]
+        heap_sink(heap, 0)
+    elif heap.capacity > RING_MIN:
+        heap_free(heap)
+
+
+cdef void heap_free(Heap* heap) noexcept nogil:
+    free(heap.items)
+    heap.items = NULL
+    heap.capacity = heap.count = 0
+
+
+# ---- bucket: one class of one lane ----------------------------------------------------------------------------------
+
+cdef struct Bucket:
+    Ring ring           # a run in order: arrival order keeps it the only one used, hence FIFO is O(1)
+    Heap heap           # the rest: a higher rank, or a retry with an old sequence
+
+
+cdef void bucket_push(Bucket* bucket, const Ticket* ticket) noexcept nogil:
+    cdef Ring* ring = &bucket.ring
+    if ring.count == 0 or not precedes(ticket, ring_at(ring, ring.count - 1)):
+        ring_append(ring, ticket)
+    else:
+        heap_push(&bucket.heap, ticket)
+
+
+cdef bint bucket_pop(Bucket* bucket, Ticket* ticket) noexcept nogil:
+    """The first ticket in order; False: empty.  Of two equal keys the one in the ring goes first."""
+    cdef Ring* ring = &bucket.ring
+    cdef Heap* heap = &bucket.heap
+    if ring.count == 0 and heap.count == 0:
+        return False
+    if heap.count == 0 or (ring.count > 0 and not precedes(heap.items, ring_at(ring, 0))):
+        ticket[0] = ring_at(ring, 0)[0]
+        ring_drop_first(ring)
+    else:
+        ticket[0] = heap.items[0]
+        heap_drop_first(heap)
+    return True
+
+
+ctypedef bint (*IsDead)(uint64_t item) noexcept nogil
+# Decides whether a waiting item was withdrawn; one that answers True is never asked about again.
+
+
+cdef size_t bucket_purge(Bucket* bucket, IsDead is_dead) noexcept nogil:
+    """Take out all withdrawn tickets in O(n); how many."""
+    cdef Ring* ring = &bucket.ring
+    cdef Heap* heap = &bucket.heap
+    cdef size_t before = ring.count + heap.count
+    cdef size_t i, kept
+    kept = 0
+    for i in range(ring.count):
+        if not is_dead(ring_at(ring, i).item):
+            ring_at(ring, kept)[0] = ring_at(ring, i)[0]
+            kept += 1
+    ring.count = kept
+    kept = 0
+    for i in range(heap.count):
+        if not is_dead(heap.items[i].item):
+            heap.items[kept] = heap.items[i]
+            kept += 1
+    heap.count = kept
+    for i in range(kept // 2, 0, -1):
+        heap_sink(heap, i - 1)
+    return before - ring.count - heap.count
+
+
+# ---- queue: N lanes of buckets --------------------------------------------------------------------------------------
+
+cdef cppclass Shelf:
+    # The buckets of one lane.  `counts` is written under the mutex only and read without it, see queue_pop; `dead`
+    # counts withdrawn tickets that still lie in the bucket.  The padded mutex starts the object, so the counters that
+    # other lanes poll share no line with the buckets of the neighbour.
+    padded_mutex mutex
+    Bucket buckets[CLASSES]
+    class_counts counts
+    class_counts dead
+
+
+cdef cppclass Queue:
+    int lanes
+    Shelf** shelves
+    padded_atomic[uint32_t] turn    # of the next balanced push
+
+
+cdef void queue_init(Queue* queue, int lanes) noexcept nogil:
+    cdef int i
+    assert_32_bytes(<Ticket*> NULL)
+    queue.lanes = lanes
+    queue.shelves = <Shelf**> checked_realloc(NULL, lanes * sizeof(Shelf*))
+    for i in range(lanes):
+        queue.shelves[i] = new Shelf()
+
+
+cdef void queue_free(Queue* queue) noexcept nogil:
+    cdef int i, cls
+    for i in range(queue.lanes):
+        for cls in range(CLASSES):
+            ring_free(&queue.shelves[i].buckets[cls].ring)
+            heap_free(&queue.shelves[i].buckets[cls].heap)
+        del queue.shelves[i]
+    free(queue.shelves)
+
+
+cdef int64_t queue_waiting(Queue* queue, int lane) noexcept nogil:
+    # relaxed: a hint for balance
+    cdef Shelf* shelf = queue.shelves[lane]
+    return (shelf.counts[0].load(memory_order_relaxed) + shelf.counts[1].load(memory_order_relaxed)
+            + shelf.counts[2].load(memory_order_relaxed))
+
+
+cdef int queue_balance(Queue* queue) noexcept nogil:
+    """A lane for the next ticket: the one with fewer waiting of two neighbours that rotate (the power of two choices,
+    Mitzenmacher 1996, without a random source).  relaxed: only the number's rotation matters, it orders nothing."""
+    cdef uint32_t turn
+    cdef int one, other
+    if queue.lanes == 1:
+        return 0
+    turn = queue.turn.fetch_add(1, memory_order_relaxed)
+    one = <int> (turn % <uint32_t> queue.lanes)
+    other = one + 1 if one + 1 < queue.lanes else 0
+    return other if queue_waiting(queue, other) < queue_waiting(queue, one) else one
+
+
+cdef void queue_push(Queue* queue, int lane, const Ticket* ticket) noexcept nogil:
+    cdef Shelf* shelf = queue.shelves[lane]
+    shelf.mutex.lock()
+    bucket_push(&shelf.buckets[ticket.cls], ticket)
+    # seq_cst: one half of the pact with parking lanes, see lane_park
+    shelf.counts[ticket.cls].fetch_add(1, memory_order_seq_cst)
+    shelf.mutex.unlock()
+
+
+cdef bint shelf_pop(Shelf* shelf, int cls, Ticket* ticket) noexcept nogil:
+    cdef bint found
+    # An empty bucket is passed without its lock.  Reading a stale 0 here is harmless: the caller parks through
+    # lane_park, which looks again with seq_cst.  Order is decided under the mutex, so relaxed is enough.
+    if shelf.counts[cls].load(memory_order_relaxed) == 0:
+        return False
+    shelf.mutex.lock()
+    found = bucket_pop(&shelf.buckets[cls], ticket)
+    if found:
+        shelf.counts[cls].fetch_sub(1, memory_order_relaxed)
+    shelf.mutex.unlock()
+    return found
+
+
+cdef bint queue_pop(Queue* queue, int lane, Ticket* ticket) noexcept nogil:
+    """Rule 8: of each class the lane's own bucket, then the following lanes' in turn, then the next class."""
+    cdef int cls, step, victim
+    for cls in range(CLASSES):
+        victim = lane
+        for step in range(queue.lanes):
+            if shelf_pop(queue.shelves[victim], cls, ticket):
+                return True
+            victim = victim + 1 if victim + 1 < queue.lanes else 0
+    return False
+
+
+cdef bint queue_has_work(Queue* queue) noexcept nogil:
+    """Whether a ticket lies in any bucket; seq_cst for lane_park."""
+    cdef int i, cls
+    for i in range(queue.lanes):
+        for cls in range(CLASSES):
+            if queue.shelves[i].counts[cls].load(memory_order_seq_cst) != 0:
+                return True
+    return False
+
+
+cdef void queue_bury(Queue* queue, int lane, int cls, IsDead is_dead) noexcept nogil:
+    """Account for one withdrawn ticket; once they are half of a bucket they are swept out: amortised O(1).
+
+    `dead` may be below zero for a moment, when a pop or a sweep meets the ticket before its withdrawer gets here.
+    relaxed: a count that only decides when to sweep and what depths() shows; the tickets are under the mutex."""
+    cdef Shelf* shelf = queue.shelves[lane]
+    cdef int64_t dead = shelf.dead[cls].fetch_add(1, memory_order_relaxed) + 1
+    cdef int64_t swept
+    if dead < RING_MIN or dead * 2 < shelf.counts[cls].load(memory_order_relaxed):
+        return
+    shelf.mutex.lock()
+    swept = <int64_t> bucket_purge(&shelf.buckets[cls], is_dead)
+    shelf.counts[cls].fetch_sub(swept, memory_order_relaxed)
+    shelf.mutex.unlock()
+    shelf.dead[cls].fetch_sub(swept, memory_order_relaxed)
+
+
+cdef inline void queue_exhume(Queue* queue, int lane, int cls) noexcept nogil:
+    """A pop met a withdrawn ticket."""
+    queue.shelves[lane].dead[cls].fetch_sub(1, memory_order_relaxed)
+
+
+cdef int64_t queue_depth(Queue* queue, int cls) noexcept nogil:
+    """How many tickets of a class wait, withdrawn ones left out.  relaxed: a reading for people and policy."""
+    cdef int64_t depth = 0
+    cdef int i
+    for i in range(queue.lanes):
+        depth += queue.shelves[i].counts[cls].load(memory_order_relaxed)
+        depth -= queue.shelves[i].dead[cls].load(memory_order_relaxed)
+    return depth if depth > 0 else 0

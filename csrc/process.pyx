@@ -1,0 +1,208 @@
+# One attempt as the lanes see it: a record in a single block of memory, its spawn, its signals, its end.
+#
+#     NEW ──► QUEUED ──take──► TAKEN by a lane ──► freed by that lane, at its end
+#      │        │  ◄─requeue──┘ (the machine was short of something)
+#      └────────┴─────► WITHDRAWN ──► freed by whoever meets its ticket: in the bucket, or on the way there
+#
+# Who owns a record: its ticket while it waits, the lane that took it from then on.  The registry (engine.pyx) only
+# finds it: the entry is removed, under the registry's lock, before its owner frees it.
+
+cdef enum RecordState:
+    RECORD_NEW
+    RECORD_QUEUED
+    RECORD_WITHDRAWN
+    RECORD_TAKEN        # plus the lane's number
+
+cdef enum Cause:
+    CAUSED_BY_NOTHING
+    CAUSED_BY_TIMEOUT
+    CAUSED_BY_CANCEL
+    CAUSED_BY_SHUTDOWN
+
+
+cdef cppclass Record:
+    atomic[uint32_t] state
+    uint64_t handle
+    Ticket ticket       # as it was pushed, for a requeue
+    int home            # lane of the bucket it waits in
+    int64_t timeout_ns  # 0: none
+    int64_t grace_ns
+    int64_t queued_real_ns
+    int64_t started_real_ns
+    int64_t started_ns  # CLOCK_BOOTTIME, as all times without `real`
+    Timer timer         # at most one at a time: timeout, then kill
+    pid_t pid           # also its process group and session; 0: not running
+    int pidfd
+    uint8_t cause
+    int64_t floor_kb    # our own peak memory at the spawn, see record_reap
+    # what the child needs; points into the same block
+    char** words        # a spare place, argv, NULL
+    char** environment  # entries, PYSCHED_LANE, NULL
+    char** candidates   # paths, NULL
+    char* lane_text     # the digits behind "PYSCHED_LANE="
+    char* cwd
+    char* output        # stdout's path
+    char* errors        # stderr's path
+
+
+ctypedef Record* RecordPtr
+
+cdef enum:
+    LANE_TEXT_BYTES = 17  # PYSCHED_LANE=255 and the NUL
+
+cdef int64_t NS_PER_S = 1_000_000_000
+
+
+cdef inline int64_t now(int clock) noexcept nogil:
+    cdef timespec time
+    clock_gettime(clock, &time)
+    return time.tv_sec * NS_PER_S + time.tv_nsec
+
+
+cdef int64_t own_peak_kb() noexcept nogil:
+    cdef rusage usage
+    getrusage(RUSAGE_SELF, &usage)
+    return usage.ru_maxrss
+
+
+cdef inline void record_free(Record* record) noexcept nogil:
+    free(record)        # trivially destructible
+
+
+cdef inline bint record_change(Record* record, uint32_t before, uint32_t after) noexcept nogil:
+    """Change the state; False: it was another one.
+
+    acq_rel: the state hands fields over between threads that meet nowhere else.  kill() reads `home` after it has seen
+    QUEUED, and who frees a record after it has seen WITHDRAWN does so after the withdrawer's last read of it."""
+    return record.state.compare_exchange_strong(before, after, memory_order_acq_rel, memory_order_acquire)
+
+
+cdef bint record_bury(uint64_t item) noexcept nogil:
+    """IsDead for the sweep of a bucket: free the record if it was withdrawn."""
+    cdef Record* record = <Record*> item
+    if record.state.load(memory_order_acquire) != RECORD_WITHDRAWN:
+        return False
+    record_free(record)
+    return True
+
+
+cdef void record_spawn(Record* record, int lane, void* stack, const rlimit* open_files, Spawn* spawn) noexcept nogil:
+    """Start the program; `spawn` says how that went."""
+    snprintf(record.lane_text, 4, b"%d", lane)
+    spawn.words = record.words
+    spawn.environment = record.environment
+    spawn.candidates = record.candidates
+    spawn.cwd = record.cwd
+    spawn.output[0] = record.output
+    spawn.output[1] = record.errors
+    spawn.open_files = open_files[0]
+    spawn_process(spawn, stack)
+
+
+cdef inline bint is_shortage(int error) noexcept nogil:
+    """Whether the machine was short of something that others give back: the attempt must wait, not fail."""
+    return error == EAGAIN or error == ENOMEM or error == EMFILE or error == ENFILE
+
+
+cdef void record_signal(Record* record, int number) noexcept nogil:
+    """Signal the process group.  Its number cannot have been reused while the leader is not reaped, and only the lane
+    that calls this reaps it; the question to the pidfd guards against a stranger's waitpid(-1) in this process."""
+    if pidfd_send_signal(record.pidfd, 0) == 0:
+        kill(-record.pid, number)
+
+
+cdef bint record_reap(Record* record, int* status, int* error, rusage* usage) noexcept nogil:
+    """Collect the ended leader; False: it runs.  What it leaves behind in its group is ended first, while the zombie
+    still holds the group's number.
+
+    At exec the kernel credits the child with the peak of the memory it leaves, which is ours (exec_mmap sets
+    signal->maxrss): a peak that is not above ours says nothing, and 0 is reported."""
+    status[0] = -1
+    error[0] = peek_exit(record.pidfd)
+    if error[0] == EAGAIN:
+        return False
+    if error[0] == 0:
+        kill(-record.pid, SIGKILL)
+        if wait4(record.pid, status, WNOHANG, usage) != record.pid:
+            status[0] = -1
+            error[0] = ECHILD
+    if usage.ru_maxrss <= record.floor_kb:
+        usage.ru_maxrss = 0
+    return True
+
+
+# ---- building a record, under the GIL --------------------------------------------------------------------------------
+
+cdef inline char* put_text(char** cursor, bytes text) noexcept:
+    cdef char* place = cursor[0]
+    cdef size_t size = <size_t> len(text)
+    memcpy(place, <const char*> text, size)
+    place[size] = 0
+    cursor[0] = place + size + 1
+    return place
+
+
+cdef char** put_list(char*** places, char** cursor, tuple texts) noexcept:
+    """Lay out the texts of a list and the pointers to them; the terminating NULL is the caller's."""
+    cdef char** first = places[0]
+    cdef bytes text
+    for text in texts:
+        places[0][0] = put_text(cursor, text)
+        places[0] += 1
+    return first
+
+
+cdef size_t list_bytes(tuple texts) noexcept:
+    """Texts with their NULs, and pointers with the terminating one."""
+    cdef size_t size = (<size_t> len(texts) + 1) * sizeof(char*)
+    cdef bytes text
+    for text in texts:
+        size += <size_t> len(text) + 1
+    return size
+
+
+cdef Record* record_new(Launch launch) except NULL:
+    """Lower a launch into one block: the record, three lists of pointers, the texts."""
+    cdef size_t size = (
+        sizeof(Record) + 2 * sizeof(char*)  # the spare word, PYSCHED_LANE
+        + list_bytes(launch.argv) + list_bytes(launch.env) + list_bytes(launch.candidates)
+        + LANE_TEXT_BYTES + <size_t> (len(launch.cwd) + len(launch.stdout) + len(launch.stderr)) + 3
+    )
+    cdef char* block = <char*> malloc(size)
+    cdef char* cursor
+    cdef char** places
+    cdef Record* record
+    if block == NULL:
+        raise MemoryError
+    record = construct[Record](block)
+    places = <char**> (block + sizeof(Record))
+    cursor = <char*> (places + len(launch.argv) + len(launch.env) + len(launch.candidates) + 5)
+
+    record.words = places
+    places[0] = NULL
+    places += 1
+    put_list(&places, &cursor, launch.argv)
+    places[0] = NULL
+    places += 1
+    record.environment = put_list(&places, &cursor, launch.env)
+    places[0] = put_text(&cursor, b"PYSCHED_LANE=")
+    record.lane_text = cursor - 1
+    cursor = places[0] + LANE_TEXT_BYTES
+    places[1] = NULL
+    places += 2
+    record.candidates = put_list(&places, &cursor, launch.candidates)
+    places[0] = NULL
+    record.cwd = put_text(&cursor, launch.cwd)
+    record.output = put_text(&cursor, launch.stdout)
+    record.errors = put_text(&cursor, launch.stderr)
+
+    record.handle = launch.handle
+    record.timeout_ns = launch.timeout_ns
+    record.grace_ns = launch.grace_ns
+    record.pidfd = -1
+    record.timer.owner = record
+    record.ticket.item = <uint64_t> record
+    record.ticket.cls = launch.priority
+    record.ticket.rank = launch.rank
+    record.ticket.sequence = launch.sequence
+    return record

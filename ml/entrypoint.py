@@ -1,0 +1,168 @@
+"""`python -m pysched.ml.entrypoint module:function` calls a function as a job.
+
+The JSON object in PYSCHED_PARAMS becomes the keyword arguments; the working folder is on the import path.
+What the function returns is written as JSON to the path in PYSCHED_RESULT (printed, if that is not set),
+through `PATH.part` and a rename.  A function that returns None leaves that path alone: it may have written
+there itself.  A coroutine function is run to its end.  numpy numbers and arrays count as JSON numbers and
+lists.
+
+Exit codes: 0; 2 when the call could not be made (no such module or attribute, not callable, arguments that
+do not fit), with one line that says why; 1 when the function raised (traceback on stderr) or returned what
+is not JSON or more than 64 KiB of it; the code of `sys.exit` when the function called that.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import importlib
+import inspect
+import json
+import os
+import sys
+import traceback
+from collections.abc import Callable
+from typing import Any, NoReturn
+
+RESULT_BYTES = 64 * 1024
+_NOT_USERS = frozenset(
+    {__file__, importlib.__file__, "<frozen importlib._bootstrap>", "<frozen importlib._bootstrap_external>"}
+)
+
+
+class _RefusedError(Exception):
+    """The call cannot be made; the message says why."""
+
+
+def main(arguments: list[str]) -> int:
+    """Run the entrypoint that `arguments` name; the exit code.  SystemExit of the function passes through."""
+    try:
+        target = _target(arguments)
+        params = _params(os.environ.get("PYSCHED_PARAMS", ""))
+        if os.getcwd() not in sys.path and "" not in sys.path:
+            sys.path.insert(0, os.getcwd())
+        function = _resolve(target)
+        _check_arguments(target, function, params)
+    except _RefusedError as refusal:
+        return _complain(str(refusal), 2)
+    except Exception as error:  # the user's module failed while it was imported
+        return _report(error)
+    try:
+        value = function(**params)
+        if inspect.iscoroutine(value):
+            value = asyncio.run(value)
+    except Exception as error:
+        return _report(error)
+    return _deliver(target, value)
+
+
+def _target(arguments: list[str]) -> str:
+    if len(arguments) != 1:
+        raise _RefusedError(f"expected one argument, module:function, and got {len(arguments)}")
+    module, colon, function = arguments[0].partition(":")
+    if not (module and colon and function):
+        raise _RefusedError(f"{arguments[0]!r} is no entrypoint; it should be module:function")
+    return arguments[0]
+
+
+def _params(text: str) -> dict[str, Any]:
+    if not text:
+        return {}
+    try:
+        params = json.loads(text)
+    except ValueError as error:
+        raise _RefusedError(f"PYSCHED_PARAMS is not JSON: {error}") from None
+    if not isinstance(params, dict):
+        raise _RefusedError(f"PYSCHED_PARAMS holds a JSON {type(params).__name__}; it should be an object")
+    return params
+
+
+def _resolve(target: str) -> Callable[..., Any]:
+    """The function that `target` names.  What the module itself raises while it is imported passes through."""
+    name, _, path = target.partition(":")
+    try:
+        value: Any = importlib.import_module(name)
+    except ModuleNotFoundError as error:
+        # Only the named module or a parent of it: a module that lacks one of its own imports is another fault.
+        if error.name is not None and (name == error.name or name.startswith(f"{error.name}.")):
+            raise _RefusedError(
+                f"{target}: no module named {error.name!r} in {os.getcwd()} or among the installed packages"
+            ) from None
+        raise
+    except ValueError as error:  # e.g. a module whose __spec__ is None
+        raise _RefusedError(f"{target}: cannot import {name!r}: {error}") from None
+    walked = name
+    for part in path.split("."):
+        try:
+            value = getattr(value, part)
+        except AttributeError:
+            raise _RefusedError(f"{target}: {walked!r} has no attribute {part!r}") from None
+        walked = f"{walked}.{part}"
+    if not callable(value):
+        raise _RefusedError(f"{target}: {walked!r} is not callable, it is of type {type(value).__name__}")
+    return value  # type: ignore[no-any-return]
+
+
+def _check_arguments(target: str, function: Callable[..., Any], params: dict[str, Any]) -> None:
+    path = target.partition(":")[2]
+    try:
+        signature = inspect.signature(function)
+    except (TypeError, ValueError):  # some built-in functions tell no signature; the call itself will judge
+        return
+    try:
+        signature.bind(**params)
+    except TypeError as error:
+        raise _RefusedError(f"{target}: params do not fit {path}{signature}: {error}") from None
+
+
+def _deliver(target: str, value: object) -> int:
+    try:
+        text = json.dumps(value, ensure_ascii=False, allow_nan=False, default=_plain)
+        data = text.encode()
+    except (TypeError, ValueError, RecursionError) as error:
+        return _complain(f"{target}: the returned {type(value).__name__} is not JSON: {error}", 1)
+    if len(data) > RESULT_BYTES:
+        return _complain(
+            f"{target}: the result is {len(data)} bytes of JSON, more than {RESULT_BYTES}; write it to a file and "
+            "return the path",
+            1,
+        )
+    path = os.environ.get("PYSCHED_RESULT")
+    if not path:
+        print(text, flush=True)
+    elif value is not None:
+        try:
+            with open(f"{path}.part", "wb") as file:
+                file.write(data)
+            os.replace(f"{path}.part", path)
+        except OSError as error:
+            return _complain(f"{target}: cannot write the result to {path}: {error.strerror}", 1)
+    return 0
+
+
+def _plain(value: Any) -> object:
+    """numpy scalars and arrays, known by their `tolist`, so that numpy need not be imported."""
+    if hasattr(value, "dtype") and hasattr(value, "tolist"):
+        return value.tolist()
+    raise TypeError(f"a value of type {type(value).__name__} has no JSON form")
+
+
+def _report(error: Exception) -> int:
+    """Print the traceback of `error` from where the user's code begins; the exit code."""
+    frames = error.__traceback__
+    while frames is not None and frames.tb_frame.f_code.co_filename in _NOT_USERS:
+        frames = frames.tb_next
+    traceback.print_exception(type(error), error, frames)
+    return 1
+
+
+def _complain(message: str, code: int) -> int:
+    print("entrypoint:", " ".join(message.split()), file=sys.stderr)
+    return code
+
+
+def _run() -> NoReturn:
+    sys.exit(main(sys.argv[1:]))
+
+
+if __name__ == "__main__":
+    _run()

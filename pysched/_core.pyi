@@ -1,0 +1,219 @@
+"""The native core: ready queue, lanes, processes and timers, none of which ever holds the GIL (`csrc/`).
+
+Linux ≥5.9, x86-64 or arm64.  Everything here may be called from any thread.  Nothing here may be used after
+`os.fork()`: the lanes live in the parent only, so a child gets `RuntimeError`.
+"""
+
+from collections.abc import Sequence
+from typing import Final, final
+
+__all__ = [
+    "ALARM",
+    "CAUSE_CANCEL",
+    "CAUSE_NONE",
+    "CAUSE_SHUTDOWN",
+    "CAUSE_TIMEOUT",
+    "Core",
+    "EXITED",
+    "Event",
+    "Launch",
+    "ReadyQueue",
+    "SPAWN_FAILED",
+    "STARTED",
+    "WITHDRAWN",
+]
+
+# Event.kind
+STARTED: Final[int]  # the attempt has a process; always delivered before its EXITED
+EXITED: Final[int]  # the process is reaped, what was left of its process group is killed
+SPAWN_FAILED: Final[int]  # no process: `step` and `errno` say why; final for this attempt
+WITHDRAWN: Final[int]  # ended while queued, by kill() or withdraw_all(); no process was ever made
+ALARM: Final[int]  # what arm() asked for; `handle` is the token
+
+# Event.cause
+CAUSE_NONE: Final[int]  # 0: ended by itself
+CAUSE_TIMEOUT: Final[int]  # Launch.timeout_s was over
+CAUSE_CANCEL: Final[int]  # given to kill()
+CAUSE_SHUTDOWN: Final[int]  # given to kill(); also of withdraw_all()
+
+@final
+class Launch:
+    """What one attempt needs to start; immutable.
+
+    handle       identity chosen by the caller, 0 … 2**64-1, unique among the attempts not yet ended
+    priority     0 HIGH, 1 MED, 2 LOW
+    rank         int32, larger first inside a priority
+    sequence     0 … 2**64-1, smaller first inside a rank
+    argv         at least one word
+    candidates   paths of the executable, tried in order as execvp does (a file without a known format runs
+                 under /bin/sh); at least one
+    env          b"NAME=value" entries, the whole environment; the core adds PYSCHED_LANE=<lane number>
+    cwd          folder to start in
+    stdout/stderr  files, created 0640 if missing, appended to, last component no symbolic link; b"/dev/null" is fine
+    timeout_s    seconds until TERM is sent to the process group, > 0; None: no limit
+    grace_s      seconds between that TERM and KILL, ≥ 0; 0 sends KILL at once
+
+    Raises `ValueError` (names the field) for a NUL byte, an empty argv, candidates or path, a number out of range,
+    and `TypeError` for anything that is not of the annotated type.
+    """
+
+    def __init__(
+        self,
+        *,
+        handle: int,
+        priority: int,
+        rank: int,
+        sequence: int,
+        argv: Sequence[bytes],
+        candidates: Sequence[bytes],
+        env: Sequence[bytes],
+        cwd: bytes,
+        stdout: bytes,
+        stderr: bytes,
+        timeout_s: float | None = None,
+        grace_s: float = 5.0,
+    ) -> None: ...
+    @property
+    def handle(self) -> int: ...
+    @property
+    def priority(self) -> int: ...
+    @property
+    def rank(self) -> int: ...
+    @property
+    def sequence(self) -> int: ...
+    @property
+    def argv(self) -> tuple[bytes, ...]: ...
+    @property
+    def candidates(self) -> tuple[bytes, ...]: ...
+    @property
+    def env(self) -> tuple[bytes, ...]: ...
+    @property
+    def cwd(self) -> bytes: ...
+    @property
+    def stdout(self) -> bytes: ...
+    @property
+    def stderr(self) -> bytes: ...
+    @property
+    def timeout_s(self) -> float | None: ...
+    @property
+    def grace_s(self) -> float: ...
+
+@final
+class Event:
+    """Something that happened to one attempt, or an alarm; immutable.  Fields that do not apply are 0 (step: None)."""
+
+    def __init__(
+        self,
+        kind: int,
+        handle: int,
+        *,
+        lane: int = 0,
+        pid: int = 0,
+        status: int = 0,
+        cause: int = 0,
+        errno: int = 0,
+        step: str | None = None,
+        queued_ns: int = 0,
+        started_ns: int = 0,
+        ended_ns: int = 0,
+        wait_ns: int = 0,
+        run_ns: int = 0,
+        cpu_ns: int = 0,
+        max_rss_kb: int = 0,
+    ) -> None: ...
+    @property
+    def kind(self) -> int: ...
+    @property
+    def handle(self) -> int:
+        """Launch.handle; of an ALARM the token."""
+    @property
+    def lane(self) -> int: ...
+    @property
+    def pid(self) -> int: ...
+    @property
+    def status(self) -> int:
+        """EXITED: raw wait status, for os.waitstatus_to_exitcode(); -1 if somebody else reaped it (errno ECHILD)."""
+    @property
+    def cause(self) -> int: ...
+    @property
+    def errno(self) -> int: ...
+    @property
+    def step(self) -> str | None:
+        """SPAWN_FAILED: which step failed: clone, session, stdin, stdout, stderr, cwd, limits, exec, watch."""
+    @property
+    def queued_ns(self) -> int:
+        """Submitted; ns since the epoch (CLOCK_REALTIME)."""
+    @property
+    def started_ns(self) -> int:
+        """Process made; ns since the epoch."""
+    @property
+    def ended_ns(self) -> int:
+        """Reaped, failed or withdrawn; ns since the epoch."""
+    @property
+    def wait_ns(self) -> int:
+        """Submitted → started, failed or withdrawn, on CLOCK_BOOTTIME: clock jumps do not change it."""
+    @property
+    def run_ns(self) -> int:
+        """Started → reaped, on CLOCK_BOOTTIME."""
+    @property
+    def cpu_ns(self) -> int:
+        """EXITED: user + system time of the process and the children it waited for."""
+    @property
+    def max_rss_kb(self) -> int:
+        """EXITED: peak resident set of the largest of them, KiB; 0 if that is not above this process's own peak at the
+        start, which Linux counts in (a vfork-style child begins in its parent's memory)."""
+
+@final
+class Core:
+    """`lanes` native threads (1 … 256) that run at most `workers` (1 … 1,000,000) attempts at once.
+
+    Raises `ValueError` for numbers out of range, `OSError` when the kernel lacks something needed.
+    Raises the soft limit of open files of this process to the hard one; children get the original back.
+    """
+
+    def __init__(self, *, lanes: int, workers: int) -> None: ...
+    def submit(self, launches: Sequence[Launch]) -> None:
+        """Queue all or, on `ValueError` (a handle is in use) or `RuntimeError` (closed), none."""
+    def kill(self, handle: int, grace_s: float, cause: int) -> bool:
+        """End an attempt.  Queued: it becomes WITHDRAWN.  Running: TERM (and CONT) to its process group now, KILL after
+        `grace_s` (0: KILL at once); its EXITED carries `cause`, unless an earlier kill or timeout gave another.
+        False: unknown or already ended."""
+    def arm(self, delay_s: float, token: int) -> None:
+        """Deliver an ALARM with `token` (0 … 2**64-1) after `delay_s` seconds of CLOCK_BOOTTIME."""
+    def poll(self, timeout_s: float | None, limit: int = 4096) -> list[Event]:
+        """Up to `limit` events in order, waiting at most `timeout_s` (None: for ever) for the first, without the GIL.
+        [] after a timeout, wake() or close().  Signal handlers run while it waits in the main thread."""
+    def wake(self) -> None:
+        """Make a waiting poll(), or else the next one, return at once."""
+    def withdraw_all(self) -> int:
+        """Every queued attempt becomes WITHDRAWN (cause CAUSE_SHUTDOWN); how many."""
+    def set_workers(self, workers: int) -> None:
+        """New limit; running attempts beyond a smaller one go on."""
+    def counters(self) -> dict[str, int]:
+        """Totals since construction: submitted, started, exited, failed (nonzero or signal), timed_out (timeout passed),
+        killed (by kill(), while running), withdrawn, spawn_failed, backed_off (transient spawn failures)."""
+    def depths(self) -> tuple[int, int, int]:
+        """Waiting attempts by priority (HIGH, MED, LOW)."""
+    @property
+    def running(self) -> int: ...
+    @property
+    def lanes(self) -> int: ...
+    @property
+    def workers(self) -> int: ...
+    def close(self) -> None:
+        """Stop and join the lanes; idempotent.  Running children are NOT ended; events not yet polled can still be
+        polled, later ones never come."""
+
+@final
+class ReadyQueue:
+    """The ready queue alone: `lanes` (1 … 256) × three priorities of buckets ordered by (rank descending, sequence
+    ascending).  `pysched.engine.twin.ReadyQueue` is the same in Python."""
+
+    def __init__(self, lanes: int) -> None: ...
+    def push(self, priority: int, rank: int, sequence: int, handle: int, lane: int = -1) -> None:
+        """Queue `handle` (0 … 2**64-1).  lane -1: the one with fewer waiting of two neighbours, which rotate with
+        each such push, the first if equal."""
+    def pop(self, lane: int) -> int | None:
+        """The next handle for `lane`: of each priority its own bucket first, then the following lanes' in turn."""
+    def depths(self) -> tuple[int, int, int]: ...
+    def __len__(self) -> int: ...

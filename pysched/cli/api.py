@@ -1,0 +1,32 @@
+"""`scheduler api`: the control plane alone."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import click
+
+from pysched import logs, settings
+from pysched.cli import debugging, options
+from pysched.cli.lifeline import follow_parent
+
+
+@click.command("api")
+@options.api
+@options.home
+@options.database
+@options.parent
+def command(parent_pid: int | None, **given: Any) -> None:
+    """Serve the HTTP API: accept tasks, show them, cancel them.  A node elsewhere runs them."""
+    from pysched.api.server import serve
+    from pysched.home import Home
+    from pysched.node import database
+    from pysched.store.store import Store
+
+    logs.configure(debug=debugging())
+    config = settings.load(**given)
+    Home(config.home).prepare()
+    follow_parent(parent_pid)
+    with database(config) as url, Store(url) as store:
+        store.migrate()
+        serve(store, config)

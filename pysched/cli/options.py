@@ -1,0 +1,52 @@
+"""Options that several commands share.  Each is also an environment variable `PYSCHED_…`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+
+Command = TypeVar("Command", bound=Callable[..., Any])
+
+_FOLDER = click.Path(file_okay=False, path_type=Path)  # type: ignore[type-var]
+
+
+def apply(*options: Callable[[Command], Command]) -> Callable[[Command], Command]:
+    """One decorator of many, in the order in which help lists them."""
+
+    def decorate(command: Command) -> Command:
+        for option in reversed(options):
+            command = option(command)
+        return command
+
+    return decorate
+
+
+home = click.option("--home", type=_FOLDER, help="Folder of the database, logs, token, queue/ and completed/.")
+database = click.option("--database", metavar="URL", help="PostgreSQL to use; without it one runs in the home.")
+
+node = apply(
+    click.option("--workers", type=int, help="Attempts that run at once; by default one a processor."),
+    click.option("--lanes", type=int, help="Native dispatch threads; by default one a processor."),
+    click.option("--queue", type=_FOLDER, help="Folder watched for .task files; HOME/queue by default."),
+    click.option("--completed", type=_FOLDER, help="Folder that gets .done files; HOME/completed by default."),
+    click.option("--poll", "poll_s", type=float, metavar="SECONDS", help="Scan of the queue folder; 0.2 by default."),
+    click.option(
+        "--drain-timeout",
+        type=float,
+        metavar="SECONDS",
+        help="Wait for running jobs when stopping; for ever by default.",
+    ),
+)
+
+api = apply(
+    click.option("--host", help="Address to listen on; 127.0.0.1 by default."),
+    click.option("--port", type=int, help="Port to listen on; 8321 by default, 0 picks a free one."),
+    click.option("--token", help="Bearer token; by default the one in HOME/token, made on first start."),
+    click.option("--no-auth", is_flag=True, default=None, help="Serve without a token; on loopback only."),
+    click.option("--mirror", type=_FOLDER, help="Write each accepted task into this folder as a .task file, too."),
+)
+
+parent = click.option("--parent-pid", type=int, hidden=True, help="Stop when this process ends.")

@@ -1,0 +1,63 @@
+"""The attempts this node holds, from claim to recorded end: the one place that maps handles to tasks."""
+
+from __future__ import annotations
+
+import itertools
+import threading
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from pysched.model import AttemptKey, Claim, Program
+from pysched.task import Task
+
+
+@dataclass(frozen=True, slots=True)
+class Held:
+    """One attempt in the core's hands."""
+
+    claim: Claim
+    task: Task
+    program: Program
+
+
+class Attempts:
+    """Thread-safe.  A handle is this process's name for an attempt; it is never used twice."""
+
+    def __init__(self) -> None:
+        self._handles = itertools.count(1)
+        self._held: dict[int, Held] = {}
+        self._by_key: dict[AttemptKey, int] = {}
+        self._empty = threading.Condition()
+
+    def add(self, held: Held) -> int:
+        with self._empty:
+            handle = next(self._handles)
+            self._held[handle] = held
+            self._by_key[held.claim.key] = handle
+            return handle
+
+    def get(self, handle: int) -> Held:
+        return self._held[handle]
+
+    def remove(self, handle: int) -> Held:
+        with self._empty:
+            held = self._held.pop(handle)
+            del self._by_key[held.claim.key]
+            if not self._held:
+                self._empty.notify_all()
+            return held
+
+    def handles(self, keys: Iterable[AttemptKey] | None = None) -> list[int]:
+        """Handles of `keys` that are still held; of all with None."""
+        with self._empty:
+            if keys is None:
+                return list(self._held)
+            return [self._by_key[key] for key in keys if key in self._by_key]
+
+    def wait_empty(self, timeout_s: float | None) -> bool:
+        """Whether nothing is held any more, waiting for that at most `timeout_s`."""
+        with self._empty:
+            return self._empty.wait_for(lambda: not self._held, timeout_s)
+
+    def __len__(self) -> int:
+        return len(self._held)

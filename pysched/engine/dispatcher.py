@@ -1,0 +1,195 @@
+"""The thread that claims work from the store and hands it to the core.
+
+Two kinds of news wake it: *work* (something may have become claimable: a NOTIFY, a due time, a poll)
+and *room* (an attempt started or ended).  A claim that came back short says the store has nothing
+more, so room alone causes no further query until there is news of work.  All news are hints; the
+claim is the truth, and `POLL_S` bounds how long a lost hint can matter.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Sequence
+
+import structlog
+
+from pysched import policy
+from pysched._core import Core, Launch
+from pysched.engine.attempts import Attempts, Held
+from pysched.errors import PyschedError, StoreError
+from pysched.model import AttemptKey, Claim, Priority, Program
+from pysched.task import Task
+
+POLL_S = 1.0
+_RATE_WINDOW_S = 0.2
+_BACKOFF_S = (0.05, 2.0)  # first and longest pause while the store does not answer
+
+ClaimTasks = Callable[[Priority, int], Sequence[Claim]]
+Promote = Callable[[], float | None]
+Prepare = Callable[[AttemptKey, Task], Program]
+Unstartable = Callable[[Claim, PyschedError], None]
+
+
+class Dispatcher:
+    """`claim(lowest, limit)` commits a claim; `promote()` queues what is due, and returns seconds to the next."""
+
+    def __init__(
+        self,
+        core: Core,
+        attempts: Attempts,
+        *,
+        claim: ClaimTasks,
+        promote: Promote,
+        prepare: Prepare,
+        unstartable: Unstartable,
+    ) -> None:
+        self._core = core
+        self._attempts = attempts
+        self._claim = claim
+        self._promote = promote
+        self._prepare = prepare
+        self._unstartable = unstartable
+        self._news = threading.Condition()  # guards the five below
+        self._work_news = 0  # how often somebody said that there may be work
+        self._empty = 0  # so many classes, from HIGH down, have nothing to claim as far as we know
+        self._room = True
+        self._due = True
+        self._stopping = False
+        self._rate = StartRate()
+        self._thread = threading.Thread(target=self._run, name="dispatcher", daemon=True)
+        self._log = structlog.get_logger("dispatcher")
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Claim no more; when this returns, no claim is under way."""
+        with self._news:
+            self._stopping = True
+            self._news.notify()
+        self._thread.join()
+
+    def work(self) -> None:
+        """Something may have become claimable."""
+        self._tell(work=True)
+
+    def room(self) -> None:
+        """A worker may be free."""
+        self._tell(room=True)
+
+    def due(self) -> None:
+        """A scheduled task may have reached its time."""
+        self._tell(due=True)
+
+    def due_in(self, delay_s: float) -> None:
+        """Call `due` after `delay_s`, by the core's timers."""
+        self._core.arm(delay_s, 0)
+
+    def _tell(self, *, work: bool = False, room: bool = False, due: bool = False) -> None:
+        with self._news:
+            if work:
+                self._work_news += 1
+                self._empty = 0
+            self._room |= room
+            self._due |= due
+            self._news.notify()
+
+    def _run(self) -> None:
+        pause = _BACKOFF_S[0]
+        while self._await_news():
+            try:
+                self._round()
+                pause = _BACKOFF_S[0]
+            except StoreError as error:
+                if pause == _BACKOFF_S[0]:
+                    self._log.warning("the store does not answer, claims wait", error=str(error))
+                self._tell(work=True, room=True, due=True)
+                with self._news:
+                    self._news.wait_for(lambda: self._stopping, pause)
+                pause = min(pause * 2, _BACKOFF_S[1])
+
+    def _await_news(self) -> bool:
+        """False when stopping.  A timeout counts as news of everything."""
+        with self._news:
+            if not self._news.wait_for(lambda: self._stopping or self._due or self._worth_a_claim(), POLL_S):
+                self._due = True
+            return not self._stopping
+
+    def _worth_a_claim(self) -> bool:
+        return self._room and self._empty < len(Priority)
+
+    def _round(self) -> None:
+        """One scheduling round: promote what is due, then claim, prepare and submit until full or drained."""
+        if self._due:
+            self._due = False
+            next_due_s = self._promote()
+            if next_due_s is not None and next_due_s < POLL_S:
+                self.due_in(next_due_s)
+            self._tell(work=True)
+        while not self._stopping:
+            self._room = False  # before we look: room that appears from now on must count
+            wanted = self._wanted()
+            if wanted is None:
+                return
+            lowest, limit = wanted
+            news = self._work_news
+            claims = self._claim(lowest, limit)
+            if len(claims) < limit:
+                with self._news:
+                    if news == self._work_news:  # nothing was said to have come while we asked
+                        self._empty = lowest + 1
+            self._submit(claims)
+            self._room = True
+
+    def _wanted(self) -> tuple[Priority, int] | None:
+        """What to claim now; None if there is no room, or room only for classes that are empty."""
+        ahead = policy.prefetch(self._rate.per_second(self._core.counters()["started"], time.monotonic()))
+        free = self._core.workers - self._core.running
+        wanted = policy.claim_limit(free_workers=free, ahead=ahead, waiting=self._core.depths())
+        return None if wanted is None or wanted[0] < self._empty else wanted
+
+    def _submit(self, claims: Sequence[Claim]) -> None:
+        launches = []
+        for claim in claims:
+            try:
+                task = Task.from_spec(claim.key.id, claim.spec)
+                program = self._prepare(claim.key, task)
+            except PyschedError as error:
+                self._unstartable(claim, error)
+                continue
+            handle = self._attempts.add(Held(claim, task, program))
+            launches.append(
+                Launch(
+                    handle=handle,
+                    priority=claim.priority,
+                    rank=claim.rank,
+                    sequence=claim.sequence,
+                    argv=program.argv,
+                    candidates=program.candidates,
+                    env=program.env,
+                    cwd=program.cwd,
+                    stdout=program.stdout.encode(),
+                    stderr=program.stderr.encode(),
+                    timeout_s=program.timeout_s,
+                    grace_s=program.grace_s,
+                )
+            )
+        self._core.submit(launches)
+
+
+class StartRate:
+    """Attempts started a second, over the last window of at least `_RATE_WINDOW_S`."""
+
+    def __init__(self) -> None:
+        self._started = 0
+        self._since = 0.0
+        self._rate = 0.0
+
+    def per_second(self, started: int, now_s: float) -> float:
+        """`started`: total so far; `now_s`: a monotonic clock."""
+        elapsed = now_s - self._since
+        if elapsed >= _RATE_WINDOW_S:
+            self._rate = (started - self._started) / elapsed
+            self._started, self._since = started, now_s
+        return self._rate

@@ -1,0 +1,44 @@
+"""The thread that hears the store's notifications: hints that make the next poll early, nothing more."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator, Mapping
+
+import structlog
+
+from pysched.errors import StoreError
+
+_PATIENCE_S = 0.5  # between two looks at whether to stop
+_RECONNECT_S = 1.0
+
+
+class Listener:
+    """Calls `on[payload]()` for each notification; `notifications(timeout_s)` yields payloads, then ends."""
+
+    def __init__(self, notifications: Callable[[float], Iterator[str]], on: Mapping[str, Callable[[], None]]) -> None:
+        self._notifications = notifications
+        self._on = on
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="listener", daemon=True)
+        self._log = structlog.get_logger("listener")
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def stop(self) -> None:
+        self._stop.set()
+        self._thread.join()
+
+    def _run(self) -> None:
+        while not self._stop.is_set():
+            try:
+                for payload in self._notifications(_PATIENCE_S):
+                    handler = self._on.get(payload)
+                    if handler is not None:
+                        handler()
+                    if self._stop.is_set():
+                        return
+            except StoreError as error:
+                self._log.debug("no notifications, polling only", error=str(error))
+                self._stop.wait(_RECONNECT_S)

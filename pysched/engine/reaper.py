@@ -1,0 +1,162 @@
+"""The thread that takes batches of events from the core and turns each ended attempt into an outcome."""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import threading
+import traceback
+from collections.abc import Callable, Sequence
+from datetime import datetime, timedelta, timezone
+
+import structlog
+
+from pysched import _core, policy
+from pysched._core import Core, Event
+from pysched.engine.attempts import Attempts, Held
+from pysched.model import AttemptKey, Exit, Outcome, Reason, Started
+
+_EPOCH = datetime(1970, 1, 1, tzinfo=timezone.utc)
+_CAUSES = {
+    _core.CAUSE_NONE: None,
+    _core.CAUSE_TIMEOUT: Reason.TIMEOUT,
+    _core.CAUSE_CANCEL: Reason.USER,
+    _core.CAUSE_SHUTDOWN: Reason.SHUTDOWN,
+}
+
+TakeResult = Callable[[str], "tuple[str | None, str | None]"]  # (JSON text or None, what is wrong with it or None)
+
+
+class Reaper:
+    """`record(started, outcomes)` takes over a batch; `news(room, due)` tells the dispatcher."""
+
+    def __init__(
+        self,
+        core: Core,
+        attempts: Attempts,
+        *,
+        record: Callable[[Sequence[Started], Sequence[Outcome]], None],
+        room: Callable[[], None],
+        due: Callable[[], None],
+        take_result: TakeResult,
+    ) -> None:
+        self._core = core
+        self._attempts = attempts
+        self._record = record
+        self._room = room
+        self._due = due
+        self._take_result = take_result
+        self._stopping = False
+        self._thread = threading.Thread(target=self._run, name="reaper", daemon=True)
+        self._log = structlog.get_logger("reaper")
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Take no more events; call it when nothing runs any more."""
+        self._stopping = True
+        self._core.wake()
+        self._thread.join()
+
+    def _run(self) -> None:
+        while not self._stopping:
+            events = self._core.poll(None)
+            started: list[Started] = []
+            outcomes: list[Outcome] = []
+            ended: list[int] = []
+            due = False
+            for event in events:
+                if event.kind == _core.ALARM:
+                    due = True
+                elif event.kind == _core.STARTED:
+                    key = self._attempts.get(event.handle).claim.key
+                    started.append(Started(key=key, pid=event.pid, started_at=_utc(event.started_ns)))
+                else:
+                    outcomes.append(self._outcome(event))
+                    ended.append(event.handle)
+            if started or outcomes:
+                # Recorded first, forgotten second: "nothing held" implies that every outcome is with the recorder.
+                self._record(started, outcomes)
+                for handle in ended:
+                    self._attempts.remove(handle)
+                self._room()
+            if due:
+                self._due()
+
+    def _outcome(self, event: Event) -> Outcome:
+        held = self._attempts.get(event.handle)
+        end = self._exit(event, held)
+        return policy.verdict(
+            held.claim.key,
+            end,
+            failures=held.claim.failures,
+            rule=policy.RetryRule(max_retries=held.task.max_retries, retry_delay_s=held.task.retry_delay_s),
+            jitter=random.random(),  # noqa: S311 - spreads retries, keeps no secret
+            void=event.kind == _core.WITHDRAWN,
+        )
+
+    def _exit(self, event: Event, held: Held) -> Exit:
+        finished_at = _utc(event.ended_ns)
+        if event.kind == _core.WITHDRAWN:
+            return Exit(pid=None, started_at=None, finished_at=finished_at, cause=_CAUSES[event.cause])
+        if event.kind == _core.SPAWN_FAILED:
+            cause = Reason.spawn(_spawn_failure(event, held))
+            return Exit(pid=None, started_at=finished_at, finished_at=finished_at, cause=cause)
+        code = os.waitstatus_to_exitcode(event.status) if event.status >= 0 else None
+        result, problem = self._take_result(held.program.result)
+        if problem is not None:
+            self._log.warning("a result is dropped", task=held.claim.key.id, problem=problem)
+        started_at = _utc(event.started_ns)
+        return Exit(
+            pid=event.pid,
+            started_at=started_at,
+            # by the monotonic clock: an attempt never ends before it began, whatever happens to the wall clock
+            finished_at=started_at + timedelta(microseconds=event.run_ns // 1000),
+            exit_code=code if code is not None and code >= 0 else None,
+            signal=_signal_name(-code) if code is not None and code < 0 else None,
+            cause=_CAUSES[event.cause] if code is not None or event.cause else Reason.LOST,
+            wait_ms=_wait_ms(held, started_at),
+            cpu_ms=event.cpu_ns // 1_000_000,
+            max_rss_kb=event.max_rss_kb,
+            stdout=held.program.stdout,
+            stderr=held.program.stderr,
+            result=result,
+        )
+
+
+def unstartable(key: AttemptKey, failures: int, error: Exception) -> Outcome:
+    """The outcome of a claim of which no program could be made."""
+    now = datetime.now(timezone.utc)
+    reason = Reason.spawn("; ".join(traceback.format_exception_only(error)).strip().replace("\n", " "))
+    end = Exit(pid=None, started_at=now, finished_at=now, cause=reason)
+    return policy.verdict(key, end, failures=failures, rule=policy.RetryRule(max_retries=0, retry_delay_s=0), jitter=0)
+
+
+def _wait_ms(held: Held, started_at: datetime) -> float | None:
+    if held.claim.key.attempt > 1:
+        return None
+    return max(0.0, (started_at - held.claim.submitted_at).total_seconds() * 1000)
+
+
+def _spawn_failure(event: Event, held: Held) -> str:
+    what = {
+        "exec": held.program.argv[0],
+        "cwd": held.program.cwd,
+        "stdout": held.program.stdout.encode(),
+        "stderr": held.program.stderr.encode(),
+    }.get(event.step or "")
+    place = f"{event.step} {os.fsdecode(what)}" if what is not None else f"{event.step}"
+    return f"{place}: {os.strerror(event.errno)}"
+
+
+def _signal_name(number: int) -> str:
+    try:
+        return signal.Signals(number).name
+    except ValueError:  # a real-time signal
+        return f"SIGRTMIN+{number - signal.SIGRTMIN}" if number >= signal.SIGRTMIN else f"SIG{number}"
+
+
+def _utc(epoch_ns: int) -> datetime:
+    return _EPOCH + timedelta(microseconds=epoch_ns // 1000)

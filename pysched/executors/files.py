@@ -1,0 +1,69 @@
+"""Where the files of an attempt lie: stdout, stderr and the result a job may leave."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import stat
+import zlib
+from dataclasses import dataclass
+from pathlib import Path
+
+from pysched.model import AttemptKey
+
+RESULT_BYTES = 64 * 1024
+_SHARDS = 256  # folders, so that none grows to a million entries
+
+
+@dataclass(frozen=True, slots=True)
+class AttemptFiles:
+    """Absolute paths of one attempt's files."""
+
+    stdout: str
+    stderr: str
+    result: str
+
+
+class LogFolder:
+    """`ROOT/ab/ID.ATTEMPT.{out,err,result}`, `ab` being a hash of the id."""
+
+    def __init__(self, root: Path) -> None:
+        self._root = str(root)
+
+    def prepare(self) -> None:
+        """Create all folders at once, so that starting an attempt never has to."""
+        for shard in range(_SHARDS):
+            os.makedirs(f"{self._root}/{shard:02x}", mode=0o700, exist_ok=True)
+
+    def of(self, key: AttemptKey) -> AttemptFiles:
+        shard = zlib.crc32(key.id.encode()) % _SHARDS
+        stem = f"{self._root}/{shard:02x}/{key.id}.{key.attempt}"
+        return AttemptFiles(f"{stem}.out", f"{stem}.err", f"{stem}.result")
+
+
+def take_result(path: str) -> tuple[str | None, str | None]:
+    """(JSON text, None) of what the job left at `path`, or (None, why it cannot be used); removes the file."""
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return None, None
+    except OSError as error:
+        return None, f"the result cannot be read: {error.strerror}"
+    try:
+        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+            return None, "the result is no regular file"
+        data = os.read(descriptor, RESULT_BYTES + 1)
+    finally:
+        os.close(descriptor)
+        with contextlib.suppress(OSError):
+            os.unlink(path)
+    if len(data) > RESULT_BYTES:
+        return None, f"the result is longer than {RESULT_BYTES} bytes"
+    try:
+        text = json.dumps(json.loads(data), ensure_ascii=True, allow_nan=False)
+    except (ValueError, RecursionError):
+        return None, "the result is no JSON"
+    if "\\u0000" in text:
+        return None, "the result contains a NUL character"
+    return text, None

@@ -1,0 +1,1 @@
+"""`.task` files: their format, the folder they are dropped into, and the thread that takes them in."""

@@ -1,0 +1,168 @@
+"""The queue folder: which files are ready, reading them safely, removing and rejecting them."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import os
+import shutil
+import signal
+import stat
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from pysched.errors import Problem, TaskError
+from pysched.intake.taskfile import FILE_BYTES
+
+SUFFIX = ".task"
+SCAN_MAX = 10_000  # entries looked at in one scan: bounds memory however full the folder is
+QUIET_S = 0.25  # where the kernel cannot tell whether a writer has a file open, it must rest this long
+_F_SETSIG = 10  # fcntl(2); not in Python's fcntl module
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """A file seen by a scan; the last four tell one version of a name from the next."""
+
+    name: str
+    device: int
+    inode: int
+    mtime_ns: int
+    size: int
+
+    @property
+    def stem(self) -> str:
+        return self.name[: -len(SUFFIX)]
+
+    @classmethod
+    def of(cls, name: str, status: os.stat_result) -> Found:
+        return cls(name, status.st_dev, status.st_ino, status.st_mtime_ns, status.st_size)
+
+
+class QueueFolder:
+    """Files in, once each.  One thread uses an object at a time."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.rejected = path.parent / "rejected"
+        self._stuck: set[Found] = set()  # handled, but the file cannot be moved or removed
+
+    def prepare(self) -> None:
+        """Create the folder; OSError if that is not possible."""
+        self.path.mkdir(parents=True, exist_ok=True)
+
+    def scan(self) -> list[Found]:
+        """The files that wait, oldest first (by modification time, then name), at most `SCAN_MAX`."""
+        found: list[Found] = []
+        try:
+            with os.scandir(self.path) as entries:
+                for entry in entries:
+                    if entry.name.endswith(SUFFIX) and not entry.name.startswith("."):
+                        with contextlib.suppress(FileNotFoundError):  # another node was faster
+                            found.append(Found.of(entry.name, entry.stat(follow_symlinks=False)))
+                        if len(found) == SCAN_MAX:
+                            break
+        except FileNotFoundError:
+            self.prepare()
+        if self._stuck:
+            self._stuck &= set(found)
+            found = [file for file in found if file not in self._stuck]
+        found.sort(key=lambda file: (file.mtime_ns, file.name))
+        return found
+
+    def read(self, file: Found) -> bytes | None:
+        """The content, or None for a file that is gone or still changes; `TaskError` if it can never be read."""
+        flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC  # a FIFO must not block the scan
+        try:
+            descriptor = os.open(self.path / file.name, flags)
+        except FileNotFoundError:
+            return None
+        except OSError as error:
+            if error.errno in {errno.ELOOP, errno.ENXIO}:
+                raise TaskError(Problem("", "is no regular file; links, pipes and sockets are not read")) from None
+            raise TaskError(Problem("", f"cannot be read: {error.strerror}; check its owner and mode")) from None
+        try:
+            status = os.fstat(descriptor)
+            if not stat.S_ISREG(status.st_mode):
+                raise TaskError(Problem("", "is no regular file; only regular files are read"))
+            if _is_being_written(descriptor, status):
+                return None
+            if status.st_size > FILE_BYTES:
+                size = f"{status.st_size} bytes"
+                raise TaskError(
+                    Problem("", f"is {size} long, the limit is {FILE_BYTES}; put the data into other files")
+                )
+            data = _read_all(descriptor, status.st_size)
+            return data if Found.of(file.name, os.fstat(descriptor)) == file else None
+        finally:
+            os.close(descriptor)
+
+    def remove(self, file: Found) -> None:
+        """Remove `file` unless another version has taken its name since; a missing one is fine."""
+        path = self.path / file.name
+        try:
+            if Found.of(file.name, os.lstat(path)) == file:
+                path.unlink()
+        except FileNotFoundError:
+            pass
+        except OSError:
+            self._stuck.add(file)
+            raise
+
+    def reject(self, file: Found, reason: str) -> Path:
+        """Move `file` to `rejected/` with `STEM.reason` beside it; returns where it went."""
+        try:
+            self.rejected.mkdir(exist_ok=True)
+            stem = next(self._free_stems(file.stem))
+            target = self.rejected / f"{stem}{SUFFIX}"
+            # The reason first: a crash in between leaves a reason without a file, never a file without its reason.
+            (self.rejected / f"{stem}.reason").write_text(f"{reason}\n", encoding="utf-8", errors="backslashreplace")
+            try:
+                os.rename(self.path / file.name, target)
+            except OSError as error:
+                if error.errno != errno.EXDEV:
+                    raise
+                shutil.move(self.path / file.name, target)
+        except FileNotFoundError:
+            raise
+        except OSError:
+            self._stuck.add(file)
+            raise
+        return target
+
+    def _free_stems(self, stem: str) -> Iterator[str]:
+        yield from (
+            candidate
+            for candidate in (stem, *(f"{stem}.{number}" for number in range(1, 1_000_000)))
+            if not os.path.lexists(self.rejected / f"{candidate}{SUFFIX}")
+        )
+
+
+def _is_being_written(descriptor: int, status: os.stat_result) -> bool:
+    """Whether a writer has the file open.
+
+    The kernel grants a read lease only on a file that nobody has open for writing (fcntl(2),
+    F_SETLEASE), which is exact and needs no waiting.  It is given back at once; SIGURG, ignored by
+    default, stands in for SIGIO should a writer come in between.  Where there are no leases (not our
+    file, a network file system) a file must have rested for `QUIET_S`.
+    """
+    try:
+        fcntl.fcntl(descriptor, _F_SETSIG, signal.SIGURG)
+        fcntl.fcntl(descriptor, fcntl.F_SETLEASE, fcntl.F_RDLCK)
+    except OSError as error:
+        if error.errno == errno.EAGAIN:
+            return True
+        return abs(time.time() - status.st_mtime) < QUIET_S
+    fcntl.fcntl(descriptor, fcntl.F_SETLEASE, fcntl.F_UNLCK)
+    return False
+
+
+def _read_all(descriptor: int, size: int) -> bytes:
+    parts = []
+    while size > 0 and (part := os.read(descriptor, size)):
+        parts.append(part)
+        size -= len(part)
+    return b"".join(parts)

@@ -1,0 +1,234 @@
+"""The vocabulary every stage speaks: states, priorities and the records passed between stages.
+
+Nothing here does I/O, reads a clock or imports a stage; it also avoids pydantic so that a
+client command that only prints can import it cheaply.  What a user may *submit* is described
+in `pysched.task`.
+
+The states of a task (drawn once, here)::
+
+                 ┌► blocked ──┐
+     (accepted) ─┼► scheduled ┼► queued ─► running ─┬► succeeded
+                 └────────────┘     ▲               ├► failed
+                                    └─ scheduled ◄──┤ (retry)
+            cancelled ◄── any state before the end ─┘
+
+`queued` covers two situations that a user need not tell apart: waiting in the store
+(`tasks.node is null`) and claimed by a node, waiting for a worker there (`tasks.node` set).
+"""
+
+from __future__ import annotations
+
+import enum
+import os
+import re
+import time
+import uuid
+from dataclasses import dataclass
+from datetime import datetime
+
+ID_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,127}$"
+_ID = re.compile(ID_PATTERN.replace("$", r"\Z"))
+
+
+class Priority(enum.IntEnum):
+    """The class of a task; the smaller number starts first."""
+
+    HIGH = 0
+    MED = 1
+    LOW = 2
+
+
+class TaskType(str, enum.Enum):
+    """What a task without a command simulates, and whether it may name an entrypoint."""
+
+    SYSTEM = "system"
+    ML = "ml"
+
+
+class State(str, enum.Enum):
+    """Where a task stands; see the drawing at the top of this module."""
+
+    BLOCKED = "blocked"
+    SCHEDULED = "scheduled"
+    QUEUED = "queued"
+    RUNNING = "running"
+    SUCCEEDED = "succeeded"
+    FAILED = "failed"
+    CANCELLED = "cancelled"
+
+    @property
+    def terminal(self) -> bool:
+        return self in TERMINAL
+
+
+TERMINAL = frozenset({State.SUCCEEDED, State.FAILED, State.CANCELLED})
+
+
+class Reason:
+    """The words that may stand in `reason`; `exit N` and `signal NAME` are made by functions."""
+
+    TIMEOUT = "timeout"
+    LOST = "lost"
+    MEMORY = "memory"
+    LOG_LIMIT = "log_limit"
+    USER = "user"
+    DEPENDENCY = "dependency"
+    SHUTDOWN = "shutdown"
+
+    @staticmethod
+    def exit(code: int) -> str:
+        return f"exit {code}"
+
+    @staticmethod
+    def signal(name: str) -> str:
+        return f"signal {name}"
+
+    @staticmethod
+    def spawn(detail: str) -> str:
+        return f"spawn: {detail}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AttemptKey:
+    """The fence: every write about an attempt is guarded by these three values (rule 3)."""
+
+    id: str  # the task
+    attempt: int  # from 1, by execution
+    token: int  # lease token, unique over all claims of the store
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Claim:
+    """A node's right to run one attempt of a task, as the store granted it."""
+
+    key: AttemptKey
+    priority: Priority
+    rank: int  # larger first
+    sequence: int  # arrival order, given by the store at acceptance
+    spec: str  # the task as submitted, JSON, defaults left out; read it with Task.from_spec
+    failures: int  # attempts so far that count against max_retries
+    submitted_at: datetime
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Abandoned:
+    """A claim whose node is gone."""
+
+    claim: Claim
+    node: str  # incarnation that held it
+    pid: int | None  # of the attempt, if its start was recorded
+    started_at: datetime | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Program:
+    """A process to be started, as bytes the kernel takes, and the files it will leave."""
+
+    argv: list[bytes]
+    candidates: list[bytes]  # paths tried in order, as execvp(3) walks PATH
+    env: list[bytes]  # b"NAME=value"
+    cwd: bytes
+    stdout: str  # absolute paths
+    stderr: str
+    result: str  # PYSCHED_RESULT
+    timeout_s: float | None
+    grace_s: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Started:
+    """An attempt has a process."""
+
+    key: AttemptKey
+    pid: int
+    started_at: datetime  # UTC, this node's clock
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Exit:
+    """How an attempt ended, before anybody decided what that means for its task."""
+
+    pid: int | None  # None: no process was ever started
+    started_at: datetime | None
+    finished_at: datetime
+    exit_code: int | None = None  # of a process that exited
+    signal: str | None = None  # e.g. "SIGKILL", of a process that was ended by a signal
+    cause: str | None = None  # a Reason that overrules exit code and signal (timeout, spawn: …, lost)
+    wait_ms: float | None = None  # of a first attempt: acceptance → process
+    cpu_ms: int = 0  # user + system, the process and the children it waited for
+    max_rss_kb: int = 0  # peak of the largest process
+    stdout: str | None = None  # log paths
+    stderr: str | None = None
+    result: str | None = None  # JSON text ≤64 KiB that the job left in PYSCHED_RESULT
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Outcome:
+    """An ended attempt together with the verdict on its task; what `Store.finish` writes."""
+
+    key: AttemptKey
+    exit: Exit
+    attempt_state: State  # of the attempt: succeeded, failed or cancelled
+    next_state: State  # of the task: terminal, SCHEDULED (retry) or QUEUED (handed back)
+    reason: str | None  # of the attempt, and of the task if next_state is terminal
+    delay_s: float = 0.0  # before the next attempt, with SCHEDULED
+    counts: bool = True  # whether the attempt counts against max_retries
+    void: bool = False  # no process ever existed: the attempt leaves no row, its number is used again
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Record:
+    """A terminal task: exactly the fields of `ID.done`, in the contract's order."""
+
+    id: str
+    name: str
+    type: str
+    priority: str
+    status: str
+    reason: str | None
+    exit_code: int | None
+    signal: str | None
+    attempts: int  # executions of the task, all kinds of end included
+    node: str | None  # incarnation that ran the last attempt; None if it never ran
+    submitted_at: datetime
+    started_at: datetime | None  # of the first attempt
+    finished_at: datetime
+    wait_ms: int | None  # submitted_at → started_at
+    run_ms: int | None  # of the last attempt
+    result: object  # any JSON value
+    stdout: str | None
+    stderr: str | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Acceptance:
+    """The store's durable yes to one submitted task."""
+
+    id: str
+    state: State
+    created: bool  # False: the same task was accepted before
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NodeInfo:
+    """What a node says of itself when it registers."""
+
+    incarnation: uuid.UUID  # random, new at every start; the only identity of a node
+    home: uuid.UUID  # of the home folder; a new incarnation takes over its predecessor's work
+    host: str  # for people only
+    pid: int
+    workers: int
+    lanes: int
+    version: str
+
+
+def is_valid_id(text: str) -> bool:
+    return _ID.match(text) is not None
+
+
+def new_id() -> str:
+    """A UUIDv7 (RFC 9562 § 5.7): 48 bits of Unix milliseconds, then random bits, so ids sort by age."""
+    value = (time.time_ns() // 1_000_000 & (1 << 48) - 1) << 80 | int.from_bytes(os.urandom(10), "big")
+    value = value & ~(0xF << 76) | 0x7 << 76
+    value = value & ~(0x3 << 62) | 0x2 << 62
+    return str(uuid.UUID(int=value))

@@ -1,0 +1,302 @@
+"""The composition root of a node: builds every stage, wires them, starts and stops them in order.
+
+Threads, and what each owns::
+
+    intake      queue folder                  ─ accept ─►  store
+    listener    notifications                 ─ hints ─►   dispatcher
+    dispatcher  claims                        ─ submit ─►  core (lanes: native threads, the running processes)
+    reaper      events of the core            ─ put ─►     recorder
+    recorder    outcomes not yet in the store ─ put ─►     deliverer
+    deliverer   records without `.done`
+    heartbeat   the lease; sweeps what other nodes abandoned
+    profiler    profiler.csv
+
+Stopping goes down the same list, so nothing is ever sent to a stage that has stopped.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import threading
+import uuid
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
+
+import structlog
+
+import pysched
+from pysched import _core
+from pysched.engine import heartbeat, reaper, recovery
+from pysched.engine.attempts import Attempts
+from pysched.engine.dispatcher import Dispatcher
+from pysched.engine.heartbeat import Heartbeat
+from pysched.engine.listener import Listener
+from pysched.engine.reaper import Reaper
+from pysched.errors import NodeError, PyschedError, StoreError
+from pysched.executors.files import LogFolder, take_result
+from pysched.executors.launch import Launcher
+from pysched.home import Home
+from pysched.intake.intake import Intake
+from pysched.model import Acceptance, AttemptKey, Claim, NodeInfo, Outcome, Priority, State
+from pysched.profiler import End, Ended, Profiler, Sample
+from pysched.recorder.done import CompletedFolder
+from pysched.recorder.recorder import Deliverer, Recorder
+from pysched.settings import Settings
+from pysched.store.embedded import EmbeddedServer
+from pysched.store.store import Store
+from pysched.task import Task
+
+_ABANDONED_BATCH = 1_000
+_KILL_GRACE_S = 5.0  # for jobs that a stopping node hands back
+_KILLED_S = 10.0  # a process that lives this long after KILL hangs in the kernel
+
+
+class Node:
+    """One incarnation.  `run` returns when it has stopped; `drain` may be called from a signal handler."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self._home = Home(settings.home)
+        self._incarnation = uuid.uuid4()
+        self._attempts = Attempts()
+        self._wanted = threading.Event()  # set: stop
+        self._at_once = threading.Event()  # set: without waiting for running jobs
+        self._failure: str | None = None
+        self._log = structlog.get_logger("node").bind(node=str(self._incarnation)[:8])
+
+    def drain(self) -> None:
+        """Claim no more, let running jobs end, then stop; the second call stops at once."""
+        if self._wanted.is_set():
+            self._at_once.set()
+        self._wanted.set()
+
+    def run(self) -> None:
+        """Until `drain`; raises `PyschedError` if the node cannot start or cannot go on."""
+        self._home.prepare()
+        with ExitStack() as stack:
+            stack.enter_context(self._home.owned())
+            with database(self._settings) as url, Store(url) as store:
+                store.migrate()
+                self._build(store)
+                with self._crashes_stop_us():
+                    self._start(store)
+                    self._wanted.wait()
+                    self._stop(store)
+        if self._failure is not None:
+            raise NodeError(self._failure)
+
+    def _build(self, store: Store) -> None:
+        settings, home_id = self._settings, self._home.identity()
+        logs = LogFolder(self._home.logs)
+        logs.prepare()
+        self._info = NodeInfo(
+            incarnation=self._incarnation,
+            home=home_id,
+            host=socket.gethostname(),
+            pid=os.getpid(),
+            workers=settings.workers,
+            lanes=settings.lane_count,
+            version=pysched.__version__,
+        )
+        completed = CompletedFolder(settings.completed_folder)
+        try:
+            completed.prepare()
+        except OSError as error:
+            raise NodeError(
+                f"completed folder {completed.path}: {error.strerror}; choose another with --completed"
+            ) from None
+        launcher = Launcher(node=str(self._incarnation), work=self._home.work, logs=logs, environ=os.environ)
+        self._core = _core.Core(lanes=settings.lane_count, workers=settings.workers)
+        self._deliverer = Deliverer(
+            write=completed.write,
+            undelivered=lambda limit: store.undelivered(home_id, limit),
+            delivered=store.delivered,
+        )
+        self._recorder = Recorder(
+            start=store.start,
+            finish=lambda outcomes: store.finish(outcomes, home=home_id),
+            deliver=self._deliverer.put,
+            finished=self._recorded,
+            disowned=self._disown,
+        )
+        self._dispatcher = Dispatcher(
+            self._core,
+            self._attempts,
+            claim=lambda lowest, limit: store.claim(self._incarnation, lowest=lowest, limit=limit),
+            promote=store.promote,
+            prepare=launcher.prepare,
+            unstartable=self._unstartable,
+        )
+        self._reaper = Reaper(
+            self._core,
+            self._attempts,
+            record=self._recorder.put,
+            room=self._dispatcher.room,
+            due=self._dispatcher.due,
+            take_result=take_result,
+        )
+        self._heartbeat = Heartbeat(
+            renew=lambda: store.renew(self._incarnation, heartbeat.LEASE_S, running=self._core.running),
+            sweep=lambda: self._recover(store),
+            lost=self._lease_lost,
+        )
+        self._listener = Listener(
+            store.notifications,
+            {"ready": self._dispatcher.work, "cancel": lambda: self._cancel(store.cancellations(self._incarnation))},
+        )
+        self._intake = Intake(settings.queue_folder, lambda tasks: self._accept(store, tasks), poll_s=settings.poll_s)
+        self._profiler = Profiler(self._home.profile, lambda: self._sample(store))
+
+    def _start(self, store: Store) -> None:
+        self._submitted_before = store.submitted()
+        store.register(self._info, heartbeat.LEASE_S)
+        store.take_over(self._info.home, self._incarnation)
+        while self._recover(store):
+            pass
+        for stage in (self._deliverer, self._recorder, self._reaper, self._heartbeat, self._dispatcher, self._listener):
+            stage.start()
+        self._profiler.start()
+        try:
+            self._intake.start()
+        except OSError as error:
+            self._failure = f"queue folder {self._settings.queue_folder}: {error.strerror}; choose another with --queue"
+            self.drain()
+            return
+        self._log.info(
+            "ready",
+            workers=self._settings.workers,
+            lanes=self._settings.lane_count,
+            queue=str(self._settings.queue_folder),
+            completed=str(self._settings.completed_folder),
+        )
+
+    def _stop(self, store: Store) -> None:
+        self._intake.stop()
+        self._listener.stop()
+        self._dispatcher.stop()
+        self._core.withdraw_all()
+        if self._core.running:
+            self._log.info("draining; a second signal stops at once", running=self._core.running)
+        self._await_jobs()
+        self._reaper.stop()
+        self._recorder.stop()
+        self._deliverer.stop()
+        self._heartbeat.stop()
+        self._profiler.stop()
+        self._core.close()
+        with suppress(StoreError):
+            store.end_node(self._incarnation)
+        self._log.info("stopped")
+
+    def _await_jobs(self) -> None:
+        """Until no attempt is held: by themselves within the drain time, then by TERM and KILL, or KILL at once."""
+        ended = threading.Event()
+
+        def watch() -> None:
+            self._attempts.wait_empty(None)
+            ended.set()
+            self._at_once.set()
+
+        threading.Thread(target=watch, name="drain", daemon=True).start()
+        if not self._at_once.wait(self._settings.drain_timeout):
+            self._log.info("drain time is over, handing back", running=self._core.running)
+            self._kill(self._attempts.handles(), _KILL_GRACE_S, _core.CAUSE_SHUTDOWN)
+        self._at_once.wait()
+        if not ended.is_set():
+            self._kill(self._attempts.handles(), 0.0, _core.CAUSE_SHUTDOWN)
+        if not ended.wait(_KILLED_S):
+            self._log.error("processes survive KILL, leaving them", running=self._core.running)
+
+    def _accept(self, store: Store, tasks: Sequence[Task]) -> Sequence[Acceptance | PyschedError]:
+        verdicts = store.accept(tasks, source=self._incarnation, atomic=False)
+        self._dispatcher.work()
+        return verdicts
+
+    def _recorded(self, outcomes: Sequence[Outcome]) -> None:
+        """Outcomes are durable: pass news on to whoever acts on it."""
+        delays = [outcome.delay_s for outcome in outcomes if outcome.next_state is State.SCHEDULED]
+        if delays:
+            self._dispatcher.due_in(min(delays))
+        self._profiler.observe_many([_ended(outcome) for outcome in outcomes if not outcome.void])
+
+    def _recover(self, store: Store) -> int:
+        """End what nodes that are gone have left; how many attempts that were."""
+        abandoned = store.abandoned(_ABANDONED_BATCH)
+        killed = recovery.end_processes(abandoned)
+        if abandoned:
+            records, _ = store.finish(recovery.outcomes(abandoned), home=self._info.home)
+            self._deliverer.put(records)
+            self._dispatcher.work()
+            self._dispatcher.due()
+            self._log.info("recovered", attempts=len(abandoned), processes_ended=killed)
+        return len(abandoned)
+
+    def _unstartable(self, claim: Claim, error: PyschedError) -> None:
+        self._recorder.put([], [reaper.unstartable(claim.key, claim.failures, error)])
+
+    def _cancel(self, keys: Iterable[AttemptKey]) -> None:
+        for handle in self._attempts.handles(keys):
+            with suppress(KeyError):  # ended meanwhile
+                self._kill([handle], self._attempts.get(handle).task.grace_s, _core.CAUSE_CANCEL)
+
+    def _disown(self, keys: Iterable[AttemptKey]) -> None:
+        self._kill(self._attempts.handles(keys), 0.0, _core.CAUSE_SHUTDOWN)
+
+    def _kill(self, handles: Iterable[int], grace_s: float, cause: int) -> None:
+        for handle in handles:
+            self._core.kill(handle, grace_s, cause)
+
+    def _lease_lost(self) -> None:
+        """Others may already run our attempts: end them all; the store drops their results by the fence."""
+        self._fail("the lease is lost: another node has taken over; start the node again")
+
+    def _sample(self, store: Store) -> Sample:
+        depths = store.depths()
+        return Sample(
+            queued_high=depths[Priority.HIGH],
+            queued_med=depths[Priority.MED],
+            queued_low=depths[Priority.LOW],
+            running=self._core.running,
+            submitted=store.submitted() - self._submitted_before,
+        )
+
+    def _fail(self, message: str) -> None:
+        """Stop at once, and let `run` raise."""
+        self._failure = self._failure or message
+        self._at_once.set()
+        self._wanted.set()
+
+    @contextmanager
+    def _crashes_stop_us(self) -> Iterator[None]:
+        """A thread that dies of a defect takes the node down in the open instead of leaving it half alive."""
+        before = threading.excepthook
+
+        def hook(crash: threading.ExceptHookArgs) -> None:
+            thread = crash.thread.name if crash.thread is not None else "?"
+            self._log.error("a thread died, stopping", thread=thread, exc_info=crash.exc_value)
+            self._fail(
+                f"thread {thread} died of {crash.exc_type.__name__}: {crash.exc_value}; this is a defect of pysched"
+            )
+
+        threading.excepthook = hook
+        try:
+            yield
+        finally:
+            threading.excepthook = before
+
+
+@contextmanager
+def database(settings: Settings) -> Iterator[str]:
+    """The URL of the store: the one in the settings, or of the embedded server, kept running meanwhile."""
+    if settings.database is not None:
+        yield settings.database
+    else:
+        with EmbeddedServer(settings.home).running() as url:
+            yield url
+
+
+def _ended(outcome: Outcome) -> Ended:
+    end = outcome.exit
+    run_ms = None if end.started_at is None else round((end.finished_at - end.started_at).total_seconds() * 1000)
+    return Ended(End.of(outcome), None if end.wait_ms is None else round(end.wait_ms), run_ms)

@@ -1,0 +1,97 @@
+"""Decisions, and nothing else: pure functions of (state, event, now) that read no clock, no random
+source and no I/O, so that the shipped logic also runs under a seeded simulator (rule 6).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from pysched.model import AttemptKey, Exit, Outcome, Priority, Reason, State
+
+BACKOFF_CAP_S = 60.0
+PREFETCH_HORIZON_S = 0.05  # claim ahead what will start within this time: two claim round trips under load
+PREFETCH_MAX = 1024
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RetryRule:
+    """What a task says about further attempts."""
+
+    max_retries: int
+    retry_delay_s: float
+
+
+def backoff_s(failures: int, delay_s: float, jitter: float) -> float:
+    """Seconds before the attempt that follows the `failures`-th failure (from 1).
+
+    Doubling with full jitter: uniform in [0, delay·2^(failures-1)], the bound capped at 60 s or at the
+    task's own first delay if that is longer ("Exponential Backoff And Jitter", AWS Architecture
+    Blog, 2015).  `jitter` is the caller's draw from [0, 1).
+    """
+    bound = min(delay_s * 2.0 ** min(failures - 1, 64), max(BACKOFF_CAP_S, delay_s))
+    return bound * jitter
+
+
+def cause_of(exit: Exit) -> tuple[State, str | None]:
+    """The state and reason of an attempt, from how its process ended."""
+    if exit.cause is not None:
+        cancelled = exit.cause in {Reason.USER, Reason.SHUTDOWN}
+        return (State.CANCELLED if cancelled else State.FAILED), exit.cause
+    if exit.signal is not None:
+        return State.FAILED, Reason.signal(exit.signal)
+    if exit.exit_code != 0:
+        return State.FAILED, Reason.exit(exit.exit_code if exit.exit_code is not None else -1)
+    return State.SUCCEEDED, None
+
+
+def verdict(
+    key: AttemptKey, exit: Exit, *, failures: int, rule: RetryRule, jitter: float, void: bool = False
+) -> Outcome:
+    """What an ended attempt means for its task.
+
+    `failures` counts earlier attempts that failed.  An attempt ended by `shutdown` is handed back at
+    no cost (`void`: it never even had a process); one that failed is tried again while `failures` <
+    `max_retries`.
+    """
+    state, reason = cause_of(exit)
+    if reason == Reason.SHUTDOWN:
+        return Outcome(
+            key=key,
+            exit=exit,
+            attempt_state=state,
+            next_state=State.QUEUED,
+            reason=reason,
+            counts=False,
+            void=void,
+        )
+    if state is State.FAILED and failures < rule.max_retries:
+        delay = backoff_s(failures + 1, rule.retry_delay_s, jitter)
+        return Outcome(
+            key=key, exit=exit, attempt_state=state, next_state=State.SCHEDULED, reason=reason, delay_s=delay
+        )
+    return Outcome(key=key, exit=exit, attempt_state=state, next_state=state, reason=reason)
+
+
+def prefetch(starts_per_s: float) -> int:
+    """How many attempts a node may hold beyond its free workers.
+
+    Just enough to keep the workers busy while a claim is under way; zero for long jobs, so that no node
+    hoards what another could start now.
+    """
+    return min(int(starts_per_s * PREFETCH_HORIZON_S), PREFETCH_MAX)
+
+
+def claim_limit(*, free_workers: int, ahead: int, waiting: tuple[int, int, int]) -> tuple[Priority, int] | None:
+    """The next claim: (lowest priority to take, how many), or None for none now.
+
+    `waiting` holds the attempts already claimed and not yet started, by priority.  A class may be
+    claimed while fewer than `free_workers + ahead` of its own or a higher class wait here, so a HIGH
+    task is never kept in the store by LOW ones that this node took earlier.
+    """
+    room = free_workers + ahead
+    for lowest in reversed(Priority):
+        limit = room - sum(waiting[: lowest + 1])
+        # Under load, wait until half of the look-ahead is used: one claim of many beats many of one.
+        if limit > 0 and limit >= min(room, max(1, ahead // 2)):
+            return lowest, limit
+    return None

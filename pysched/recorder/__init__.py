@@ -1,0 +1,1 @@
+"""Makes outcomes durable in the store, then tells of them in `.done` files."""

@@ -1,0 +1,90 @@
+"""Settings of the server side: command line over environment (`PYSCHED_…`) over `HOME/pysched.toml` over defaults.
+
+The client commands read the same names through `click` alone and never import this module.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import Field, ValidationError, model_validator
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from pysched.errors import SettingsError
+from pysched.home import default_home
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+SETTINGS_FILE = "pysched.toml"
+
+
+class Settings(BaseSettings):
+    """Everything a node, the control plane and their store can be told."""
+
+    model_config = SettingsConfigDict(env_prefix="PYSCHED_", extra="forbid", frozen=True, env_ignore_empty=True)
+
+    home: Path = Field(default_factory=default_home, description="database, logs, token, queue and completed folders")
+    database: str | None = Field(None, description="PostgreSQL URL; without one the embedded server runs in the home")
+
+    workers: Annotated[int, Field(ge=1, le=100_000)] = Field(
+        default_factory=lambda: os.cpu_count() or 1, description="attempts that run at once"
+    )
+    lanes: Annotated[int, Field(ge=1, le=256)] | None = Field(
+        None, description="native dispatch threads; by default one a processor, at most one a worker"
+    )
+    queue: Path | None = Field(None, description="folder watched for .task files; HOME/queue by default")
+    completed: Path | None = Field(None, description="folder that gets the .done files; HOME/completed by default")
+    poll_s: Annotated[float, Field(gt=0, le=60)] = Field(0.2, description="scan of the queue folder")
+    drain_timeout: Annotated[float, Field(ge=0)] | None = Field(
+        None,
+        description="seconds a stopping node waits for running jobs before it hands them back; for ever by default",
+    )
+
+    host: str = Field("127.0.0.1", description="address the API listens on")
+    port: Annotated[int, Field(ge=0, le=65_535)] = Field(
+        8321, description="port the API listens on; 0 picks a free one"
+    )
+    token: str | None = Field(None, description="bearer token; HOME/token by default, made on first start")
+    no_auth: bool = Field(False, description="serve without a token; loopback only")
+    mirror: Path | None = Field(None, description="folder in which the API mirrors accepted tasks as .task files")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _from_file(cls, values: dict[str, Any]) -> dict[str, Any]:
+        """Fill what neither the command line nor the environment gave from HOME/pysched.toml."""
+        path = Path(values.get("home") or default_home()) / SETTINGS_FILE
+        try:
+            with path.open("rb") as file:
+                return {**tomllib.load(file), **values}
+        except (FileNotFoundError, NotADirectoryError):
+            return values
+        except tomllib.TOMLDecodeError as error:
+            raise ValueError(f"{path}: {error}; it must be valid TOML") from None
+
+    @property
+    def queue_folder(self) -> Path:
+        return (self.queue or self.home / "queue").absolute()
+
+    @property
+    def completed_folder(self) -> Path:
+        return (self.completed or self.home / "completed").absolute()
+
+    @property
+    def lane_count(self) -> int:
+        return self.lanes or min(self.workers, os.cpu_count() or 1)
+
+
+def load(**given: object) -> Settings:
+    """Settings from what the command line gave (None: not given); raises `SettingsError` in one line."""
+    try:
+        return Settings(**{name: value for name, value in given.items() if value is not None})  # type: ignore[arg-type]
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        field = ".".join(map(str, first["loc"])) or "settings"
+        raise SettingsError(f"{field}: {first['msg'].removeprefix('Value error, ')}") from None

@@ -1,0 +1,1 @@
+"""PostgreSQL, the truth: named queries, migrations, the `Store` and the embedded server."""

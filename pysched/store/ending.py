@@ -1,0 +1,217 @@
+"""How tasks end and begin again: finish, cancel, retry, and what follows for the tasks that depend on them.
+
+Locks are taken upstream first (a task before what depends on it) and, among equals, in the order of ids, so
+transactions that meet wait for each other instead of deadlocking; the rare deadlock that is left is retried.
+"""
+
+from __future__ import annotations
+
+import json
+import uuid
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from pysched.errors import InputError, NotFoundError
+from pysched.model import AttemptKey, Outcome, Priority, Record, State
+from pysched.store import sql
+from pysched.store.database import Conn, Database
+
+_QUERIES = sql.load("finish")
+_NOBODY = uuid.UUID(int=0)  # the source of tallies that no home writes
+_RESULT_BYTES = 64 * 1024
+_REASON_CHARS = 1_000
+
+_Tally = Counter[tuple[str, int]]  # (kind, priority) → by how much it changes
+
+
+def finish(
+    database: Database, outcomes: Sequence[Outcome], *, home: uuid.UUID | None
+) -> tuple[list[Record], list[AttemptKey]]:
+    """See `Store.finish`."""
+    by_key: dict[AttemptKey, Outcome] = {}
+    for outcome in outcomes:
+        by_key.setdefault(outcome.key, outcome)
+    columns = {**_columns(sorted(by_key.values(), key=lambda outcome: outcome.key.id)), "home": home}
+
+    def work(conn: Conn) -> tuple[list[Record], list[AttemptKey]]:
+        rows = conn.execute(_QUERIES.finish, columns).fetchall()
+        owned: set[AttemptKey] = set()
+        records: list[Record] = []
+        tally: _Tally = Counter()
+        for task_id, attempt, token, *rest, _ in rows:
+            key = AttemptKey(id=task_id, attempt=attempt, token=token)
+            owned.add(key)
+            priority, state = rest[2], State(rest[3])
+            if state.terminal:
+                records.append(record_of((task_id, *rest)))
+                tally[state.value, priority] += 1
+            elif by_key[key].next_state is State.SCHEDULED:
+                tally["retried", priority] += 1
+        _settle(conn, [(record.id, State(record.status)) for record in records], tally)
+        _count(conn, home, tally)
+        return records, [key for key in by_key if key not in owned]
+
+    return database.transaction(work) if by_key else ([], [])
+
+
+def cancel(database: Database, task_id: str) -> State:
+    """See `Store.cancel`."""
+
+    def work(conn: Conn) -> State:
+        place, state, priority = _lock(conn, task_id)
+        if place == "claimed":
+            conn.execute(_QUERIES.request_cancel, {"id": task_id})
+        elif place != "ended":
+            conn.execute(_QUERIES.cancel_waiting, {"id": task_id})
+            tally: _Tally = Counter({(State.CANCELLED.value, priority): 1})
+            _settle(conn, [(task_id, State.CANCELLED)], tally)
+            _count(conn, None, tally)
+            return State.CANCELLED
+        return state
+
+    return database.transaction(work)
+
+
+def retry(database: Database, task_id: str) -> State:
+    """See `Store.retry`."""
+
+    def work(conn: Conn) -> State:
+        needs = [(need, State(state)) for need, state in conn.execute(_QUERIES.needs_of, {"id": task_id})]
+        _, state, priority = _lock(conn, task_id)
+        if state not in {State.FAILED, State.CANCELLED}:
+            raise InputError(f"task {task_id} is {state.value}; only a failed or cancelled one can be run again")
+        for need, need_state in needs:
+            if need_state in {State.FAILED, State.CANCELLED}:
+                raise InputError(f"task {task_id} needs {need}, which is {need_state.value}; run that again first")
+        waiting = sum(need_state is not State.SUCCEEDED for _, need_state in needs)
+        ((reopened, _),) = conn.execute(_QUERIES.reopen, {"id": task_id, "waiting": waiting}).fetchall()
+        _count(conn, None, Counter({(state.value, priority): -1}))
+        return State(reopened)
+
+    return database.transaction(work)
+
+
+def record(database: Database, task_id: str) -> Record:
+    """See `Store.record`."""
+    for row in database.execute(_QUERIES.record, {"id": task_id}):
+        if not State(row[4]).terminal:
+            raise InputError(f"task {task_id} is {row[4]}; it has no record before it has ended")
+        return record_of(row)
+    raise NotFoundError(f"there is no task {task_id}")
+
+
+def undelivered(database: Database, home: uuid.UUID, limit: int) -> list[Record]:
+    """See `Store.undelivered`."""
+    return [record_of(row) for row in database.execute(_QUERIES.undelivered, {"home": home, "limit": limit})]
+
+
+def delivered(database: Database, ids: Sequence[str]) -> None:
+    """See `Store.delivered`."""
+    if ids:
+        database.execute(_QUERIES.delivered, {"ids": list(ids)})
+
+
+def record_of(row: Sequence[Any]) -> Record:
+    """A `Record` from the columns of the query `record`."""
+    (
+        task_id, name, kind, priority, state, reason, exit_code, signal, attempts, node, submitted_at, started_at,
+        finished_at, run_ms, result, stdout, stderr,
+    ) = row  # fmt: skip
+    return Record(
+        id=task_id,
+        name=name,
+        type=kind,
+        priority=Priority(priority).name,
+        status=state,
+        reason=reason,
+        exit_code=exit_code,
+        signal=signal,
+        attempts=attempts,
+        node=None if node is None else str(node),
+        submitted_at=submitted_at,
+        started_at=started_at,
+        finished_at=finished_at,
+        # Two clocks: the store's and the node's.  A wait is never negative because they differ.
+        wait_ms=None if started_at is None else max(0, round((started_at - submitted_at).total_seconds() * 1000)),
+        run_ms=run_ms,
+        result=None if result is None else json.loads(result),
+        stdout=stdout,
+        stderr=stderr,
+    )
+
+
+def _lock(conn: Conn, task_id: str) -> tuple[str, State, int]:
+    for place, state, priority in conn.execute(_QUERIES.lock_task, {"id": task_id}).fetchall():
+        return place, State(state), priority
+    raise NotFoundError(f"there is no task {task_id}")
+
+
+def _settle(conn: Conn, ended: Iterable[tuple[str, State]], tally: _Tally) -> None:
+    """Free or cancel what waited for tasks that this transaction has ended.
+
+    Must be statements after the one that ended them: only their newer snapshot shows the edges of a task that
+    was being accepted meanwhile and held us up by its share lock on the needed row (see `accepting`).  For the
+    same reason cancelling repeats until it finds nothing: each round may have waited for such a task too.
+    """
+    succeeded: list[str] = []
+    lost: list[str] = []
+    for task_id, state in ended:
+        (succeeded if state is State.SUCCEEDED else lost).append(task_id)
+    if succeeded:
+        conn.execute(_QUERIES.unblock, {"ids": succeeded})
+    while lost:
+        rows = conn.execute(_QUERIES.cancel_dependents, {"ids": lost}).fetchall()
+        lost = [task_id for task_id, _ in rows]
+        tally.update((State.CANCELLED.value, priority) for _, priority in rows)
+
+
+def _count(conn: Conn, source: uuid.UUID | None, tally: _Tally) -> None:
+    """Last in a transaction, since others with the same source wait for it."""
+    if tally:
+        kinds, priorities = zip(*tally, strict=True)
+        columns = {"kinds": list(kinds), "priorities": list(priorities), "counts": list(tally.values())}
+        conn.execute(_QUERIES.tally, {**columns, "source": source or _NOBODY})
+
+
+def _columns(outcomes: Sequence[Outcome]) -> dict[str, Any]:
+    """The arrays that the query takes.  No value in them can make the statement fail for all the others."""
+    ends = [outcome.exit for outcome in outcomes]
+    return {
+        "ids": [outcome.key.id for outcome in outcomes],
+        "attempts": [outcome.key.attempt for outcome in outcomes],
+        "tokens": [outcome.key.token for outcome in outcomes],
+        "voids": [outcome.void for outcome in outcomes],
+        "attempt_states": [outcome.attempt_state.value for outcome in outcomes],
+        "next_states": [outcome.next_state.value for outcome in outcomes],
+        "reasons": [_text(outcome.reason, _REASON_CHARS) for outcome in outcomes],
+        "delays": [outcome.delay_s for outcome in outcomes],
+        "failed": [outcome.counts and outcome.attempt_state is State.FAILED for outcome in outcomes],
+        "pids": [end.pid for end in ends],
+        "starts": [end.started_at for end in ends],
+        "ends": [end.finished_at for end in ends],
+        "exit_codes": [end.exit_code for end in ends],
+        "signals": [end.signal for end in ends],
+        "cpu_ms": [end.cpu_ms for end in ends],
+        "max_rss_kb": [end.max_rss_kb for end in ends],
+        "stdouts": [_text(end.stdout) for end in ends],
+        "stderrs": [_text(end.stderr) for end in ends],
+        "results": [_json(end.result) for end in ends],
+    }
+
+
+def _text(value: str | None, limit: int | None = None) -> str | None:
+    """Text that PostgreSQL takes: no NUL, no lone surrogate (as in a file name that is not UTF-8)."""
+    if value is None:
+        return None
+    return value[:limit].replace("\0", "\N{REPLACEMENT CHARACTER}").encode("utf-8", "replace").decode()
+
+
+def _json(text: str | None) -> str | None:
+    """A job's result as JSON in ASCII, finite and within its limit; None for anything else."""
+    if text is None or len(text) > _RESULT_BYTES:
+        return None
+    try:
+        return json.dumps(json.loads(text), allow_nan=False, separators=(",", ":"))
+    except (ValueError, RecursionError):
+        return None

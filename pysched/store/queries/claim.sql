@@ -1,0 +1,54 @@
+-- name: claim
+-- The ids of rows come from an array of ctids: whatever the statistics say, that is a TID scan.
+UPDATE pysched.tasks AS t
+SET holder = %(node)s::uuid, token = nextval('pysched.tokens'), attempts = attempts + 1
+WHERE ctid = ANY(ARRAY(
+    SELECT ctid FROM pysched.tasks
+    WHERE place = 'ready' AND priority <= %(lowest)s::smallint
+      AND EXISTS (
+          SELECT FROM pysched.nodes
+          WHERE incarnation = %(node)s::uuid AND ended_at IS NULL AND NOT draining AND lease_until > clock_timestamp())
+      AND NOT EXISTS (SELECT FROM pysched.control WHERE paused)
+    ORDER BY priority, rank DESC, sequence
+    LIMIT %(limit)s::integer
+    FOR NO KEY UPDATE SKIP LOCKED
+))
+RETURNING id, attempts, token, priority, rank, sequence, spec, failures, submitted_at;
+
+-- name: held
+SELECT id, attempts, token, priority, rank, sequence, spec, failures, submitted_at
+FROM pysched.tasks WHERE place = 'claimed' AND holder = %(node)s::uuid;
+
+-- name: promote
+WITH due AS (
+    UPDATE pysched.tasks SET state = 'queued', due_at = NULL
+    WHERE ctid = ANY(ARRAY(
+        SELECT ctid FROM pysched.tasks
+        WHERE place = 'scheduled' AND due_at <= clock_timestamp()
+        ORDER BY due_at
+        LIMIT %(limit)s::integer
+        FOR NO KEY UPDATE SKIP LOCKED
+    ))
+    RETURNING 1
+), counted AS (
+    SELECT count(*) AS n FROM due
+)
+SELECT n, CASE WHEN n > 0 THEN pg_notify('pysched', 'ready')::text END FROM counted;
+
+-- name: next_due
+SELECT greatest(extract(epoch FROM min(due_at) - clock_timestamp()), 0)::float8
+FROM pysched.tasks WHERE place = 'scheduled';
+
+-- name: start
+-- Also true for an attempt that already runs: the same start may be sent twice when its answer was lost.
+UPDATE pysched.tasks AS t
+SET state = 'running', pid = s.pid, attempt_started_at = s.started_at, started_at = coalesce(t.started_at, s.started_at)
+FROM unnest(
+    %(ids)s::text[], %(attempts)s::integer[], %(tokens)s::bigint[], %(pids)s::integer[], %(starts)s::timestamptz[]
+) AS s (id, attempt, token, pid, started_at)
+WHERE t.id = s.id AND t.attempts = s.attempt AND t.token = s.token
+RETURNING t.id, t.attempts, t.token;
+
+-- name: cancellations
+SELECT id, attempts, token FROM pysched.tasks
+WHERE place = 'claimed' AND holder = %(node)s::uuid AND cancel_requested;

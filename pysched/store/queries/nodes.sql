@@ -1,0 +1,45 @@
+-- name: register
+INSERT INTO pysched.nodes AS n (incarnation, home, host, pid, workers, lanes, version, started_at, renewed_at, lease_until)
+VALUES (%(incarnation)s, %(home)s, %(host)s, %(pid)s, %(workers)s, %(lanes)s, %(version)s, now(), now(),
+    now() + make_interval(secs => %(lease_s)s))
+ON CONFLICT (incarnation) DO UPDATE SET renewed_at = now(), lease_until = excluded.lease_until
+WHERE n.ended_at IS NULL;
+
+-- name: renew
+-- A lease that ran out may still be renewed until somebody has noticed; then the node has ended for good.
+UPDATE pysched.nodes
+SET renewed_at = clock_timestamp(), lease_until = clock_timestamp() + make_interval(secs => %(lease_s)s),
+    running = %(running)s
+WHERE incarnation = %(incarnation)s AND ended_at IS NULL
+RETURNING 1;
+
+-- name: end
+UPDATE pysched.nodes SET ended_at = now(), running = 0 WHERE incarnation = %(incarnation)s AND ended_at IS NULL;
+
+-- name: drain
+UPDATE pysched.nodes SET draining = true WHERE incarnation = %(incarnation)s RETURNING 1;
+
+-- name: take_over
+UPDATE pysched.nodes SET ended_at = now(), running = 0
+WHERE home = %(home)s AND incarnation <> %(incarnation)s AND ended_at IS NULL
+RETURNING 1;
+
+-- name: end_expired
+UPDATE pysched.nodes SET ended_at = clock_timestamp(), running = 0
+WHERE ended_at IS NULL AND lease_until <= clock_timestamp();
+
+-- name: abandoned
+-- Asked anew it gives the same answer until `finish` has recorded what became of these attempts.
+SELECT id, attempts, token, priority, rank, sequence, spec, failures, submitted_at,
+    holder, pid, attempt_started_at
+FROM pysched.tasks
+WHERE place = 'claimed' AND NOT EXISTS (
+    SELECT FROM pysched.nodes WHERE incarnation = holder AND ended_at IS NULL)
+ORDER BY sequence
+LIMIT %(limit)s::integer;
+
+-- name: list
+SELECT incarnation, home, host, pid, workers, lanes, version, running, draining, started_at, renewed_at, lease_until
+FROM pysched.nodes
+WHERE ended_at IS NULL AND lease_until > clock_timestamp()
+ORDER BY started_at, incarnation;

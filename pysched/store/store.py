@@ -1,0 +1,321 @@
+"""`Store`: everything pysched asks of PostgreSQL.  Any thread may call any method.
+
+Each method is one transaction, committed when it returns (rule 2), so an exception means that nothing is known
+to have happened: the caller may simply call again, since repeating a call that did commit changes nothing.
+The exception is `claim`, whose lost answer `held` gives again.
+
+All raise `DatabaseUnreachable` if PostgreSQL does not answer and `StoreError` if it refuses.
+"""
+
+from __future__ import annotations
+
+import builtins
+import threading
+import uuid
+from collections.abc import Iterator, Sequence
+from types import TracebackType
+from typing import Any
+
+from pysched.errors import ConflictError, NotFoundError, TaskError
+from pysched.model import (
+    Abandoned,
+    Acceptance,
+    AttemptKey,
+    Claim,
+    NodeInfo,
+    Outcome,
+    Priority,
+    Record,
+    Started,
+    State,
+    TaskType,
+)
+from pysched.store import accepting, ending, migrate, sql, views
+from pysched.store.database import Conn, Database
+from pysched.task import Task
+
+_CLAIM = sql.load("claim")
+_NODES = sql.load("nodes")
+_VIEW = sql.load("view")
+_PROMOTE_BATCH = 1_000
+
+Row = dict[str, Any]
+
+
+class Store:
+    """Tasks, attempts and nodes in one PostgreSQL database, 14 or newer."""
+
+    def __init__(self, url: str, *, pool_size: int = 4, connect_timeout_s: float = 5.0) -> None:
+        """`url` is a libpq connection string; nothing is sent before `open`."""
+        self._database = Database(url, pool_size=pool_size, connect_timeout_s=connect_timeout_s)
+        self._listening = threading.Lock()
+        self._listener: Conn | None = None
+
+    # ── life ──────────────────────────────────────────────────────────────────────────────────────
+
+    def open(self) -> None:
+        """Connect; raises `DatabaseUnreachable` naming host, port and database, never the password."""
+        self._database.open()
+
+    def close(self) -> None:
+        """Close all connections.  A thread in `notifications` is waited for, until its timeout at most."""
+        self._database.close()
+        with self._listening:
+            if self._listener is not None:
+                self._listener.close()
+                self._listener = None
+
+    def __enter__(self) -> Store:
+        self.open()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def migrate(self) -> None:
+        """Bring the schema to this version; `StoreError` if it is newer and not compatible (see `migrate`)."""
+        with self._database.session() as conn:
+            migrate.migrate(conn, migrate.migrations())
+
+    def ping(self) -> None:
+        """Return if the database answers."""
+        self._database.execute(b"SELECT 1")
+
+    # ── intake ────────────────────────────────────────────────────────────────────────────────────
+
+    def accept(
+        self, tasks: Sequence[Task], *, source: uuid.UUID, atomic: bool
+    ) -> builtins.list[Acceptance | ConflictError | TaskError]:
+        """Durably accept `tasks`, each with an id, in their order of arrival; one verdict for each, in that order.
+
+        A task begins `blocked` while one in its `after` has not succeeded, else `scheduled` for `delay_s`, else
+        `queued`; after a failed or cancelled one it is accepted and cancelled at once.  The same id with the same
+        content is the acceptance from before (`created` false, today's state), with other content a
+        `ConflictError`.  `TaskError` refuses an `after` that names no task, a refused one, or closes a cycle.
+        Tasks may name each other within one call.
+
+        `atomic`: one refusal, and nothing is written, whatever the other verdicts say.  Otherwise only refused
+        ones are left out.  `source` identifies the writer for the totals; use one a process.
+        """
+        return accepting.accept(self._database, tasks, source=source, atomic=atomic)
+
+    # ── nodes and their leases, judged by the database's clock ────────────────────────────────────
+
+    def register(self, info: NodeInfo, lease_s: float) -> None:
+        """Begin a node's life, with a lease."""
+        parameters = {name: getattr(info, name) for name in info.__slots__}
+        self._database.execute(_NODES.register, {**parameters, "lease_s": lease_s})
+
+    def renew(self, incarnation: uuid.UUID, lease_s: float, *, running: int) -> bool:
+        """Extend the lease; False if the node has ended or was swept, so that it owns nothing any more."""
+        parameters = {"incarnation": incarnation, "lease_s": lease_s, "running": running}
+        return bool(self._database.execute(_NODES.renew, parameters))
+
+    def end_node(self, incarnation: uuid.UUID) -> None:
+        """A node's orderly end; whatever it still holds is abandoned from now on."""
+        self._database.execute(_NODES.end, {"incarnation": incarnation})
+
+    def drain(self, incarnation: uuid.UUID) -> None:
+        """Let a node claim nothing more; `NotFoundError` if there is no such node."""
+        if not self._database.execute(_NODES.drain, {"incarnation": incarnation}):
+            raise NotFoundError(f"there is no node {incarnation}")
+
+    def take_over(self, home: uuid.UUID, incarnation: uuid.UUID) -> int:
+        """End all other incarnations of `home`, whose lock the caller holds; returns how many those were."""
+        return len(self._database.execute(_NODES.take_over, {"home": home, "incarnation": incarnation}))
+
+    def abandoned(self, limit: int) -> builtins.list[Abandoned]:
+        """Claims of nodes that ended or let their lease run out; ends the latter for good.
+
+        Two nodes may be given the same ones: the fence lets one `finish` through.
+        """
+        self._database.execute(_NODES.end_expired)
+        rows = self._database.execute(_NODES.abandoned, {"limit": limit})
+        return [
+            Abandoned(claim=_claim(claim), node=str(holder), pid=pid, started_at=started_at)
+            for *claim, holder, pid, started_at in rows
+        ]
+
+    def nodes(self) -> builtins.list[Row]:
+        """The nodes that live, oldest first."""
+        return [
+            {
+                **{name: value if isinstance(value, int | str) else str(value) for name, value in row.items()},
+                **{name: views.rfc3339(row[name]) for name in ("started_at", "renewed_at", "lease_until")},
+            }
+            for row in (dict(zip(_NODE_COLUMNS, row, strict=True)) for row in self._database.execute(_NODES.list))
+        ]
+
+    # ── running ───────────────────────────────────────────────────────────────────────────────────
+
+    def claim(self, incarnation: uuid.UUID, *, lowest: Priority, limit: int) -> builtins.list[Claim]:
+        """Up to `limit` ready tasks of priority `lowest` or higher, best first, each under a new token.
+
+        None if the queue is paused, or the node is draining, has ended or has no valid lease.  Tasks that other
+        transactions are looking at are skipped; whoever locks a ready task without taking it notifies.
+        """
+        parameters = {"node": incarnation, "lowest": int(lowest), "limit": limit}
+        claims = [_claim(row) for row in self._database.execute(_CLAIM.claim, parameters)]
+        return sorted(claims, key=lambda claim: (claim.priority, -claim.rank, claim.sequence))
+
+    def held(self, incarnation: uuid.UUID) -> builtins.list[Claim]:
+        """All that a node holds, claimed or running: what it compares with its memory after a lost answer."""
+        return [_claim(row) for row in self._database.execute(_CLAIM.held, {"node": incarnation})]
+
+    def promote(self) -> float | None:
+        """Queue the scheduled tasks whose time has come; seconds until the next one's, None if there is none."""
+        while True:
+            ((count, _),) = self._database.execute(_CLAIM.promote, {"limit": _PROMOTE_BATCH})
+            if count < _PROMOTE_BATCH:
+                ((seconds,),) = self._database.execute(_CLAIM.next_due)
+                return None if seconds is None else float(seconds)
+
+    def start(self, started: Sequence[Started]) -> builtins.list[AttemptKey]:
+        """Record that attempts run; returns those that are not this node's any more, or have ended."""
+        if not started:
+            return []
+        ordered = sorted(started, key=lambda item: item.key.id)  # one order of locks for all writers
+        parameters = {
+            "ids": [item.key.id for item in ordered],
+            "attempts": [item.key.attempt for item in ordered],
+            "tokens": [item.key.token for item in ordered],
+            "pids": [item.pid for item in ordered],
+            "starts": [item.started_at for item in ordered],
+        }
+        owned = {_key(row) for row in self._database.execute(_CLAIM.start, parameters)}
+        return [item.key for item in started if item.key not in owned]
+
+    def finish(
+        self, outcomes: Sequence[Outcome], *, home: uuid.UUID | None
+    ) -> tuple[builtins.list[Record], builtins.list[AttemptKey]]:
+        """Record ended attempts, whether or not their start was, and what follows for their tasks.
+
+        A retry is `scheduled` (`queued` at once for a delay of 0); a cancel that was asked for meanwhile turns it
+        into `cancelled: user`.  Each task that ends here gets an undelivered record for `home`; a success frees
+        the tasks that waited for it, any other end cancels them, all the way down.
+
+        Returns the records of the tasks that ended, and the attempts that were not the caller's to end: nothing
+        was written about those.
+        """
+        return ending.finish(self._database, outcomes, home=home)
+
+    # ── records ───────────────────────────────────────────────────────────────────────────────────
+
+    def undelivered(self, home: uuid.UUID, limit: int) -> builtins.list[Record]:
+        """Records whose `.done` this home owes; those of tasks that never ran become the first home's that asks."""
+        return ending.undelivered(self._database, home, limit)
+
+    def delivered(self, ids: Sequence[str]) -> None:
+        """Their `.done` files are durable."""
+        ending.delivered(self._database, ids)
+
+    def record(self, task_id: str) -> Record:
+        """A terminal task's record; `NotFoundError`, or `InputError` if the task has not ended."""
+        return ending.record(self._database, task_id)
+
+    # ── steering ──────────────────────────────────────────────────────────────────────────────────
+
+    def cancel(self, task_id: str) -> State:
+        """Cancel a task, and what depends on it; `NotFoundError` if there is none.
+
+        Returns `cancelled` if it was waiting; its present state if a node holds it, which is then asked to end it
+        (notification `cancel`); a terminal state unchanged.
+        """
+        return ending.cancel(self._database, task_id)
+
+    def cancellations(self, incarnation: uuid.UUID) -> builtins.list[AttemptKey]:
+        """Attempts that a node holds and should end."""
+        return [_key(row) for row in self._database.execute(_CLAIM.cancellations, {"node": incarnation})]
+
+    def retry(self, task_id: str) -> State:
+        """Let a failed or cancelled task run again, with all its retries; returns its new state.
+
+        `NotFoundError`; `InputError` for one in any other state, or that needs a task that will not succeed.
+        Tasks that were cancelled because of it stay so: retry them too.
+        """
+        return ending.retry(self._database, task_id)
+
+    def set_paused(self, paused: bool) -> None:
+        """Stop or resume claiming, on all nodes."""
+        self._database.execute(_VIEW.set_paused, {"paused": paused})
+
+    def paused(self) -> bool:
+        ((paused,),) = self._database.execute(_VIEW.paused)
+        return bool(paused)
+
+    # ── looking ───────────────────────────────────────────────────────────────────────────────────
+
+    def get(self, task_id: str) -> Row:
+        """One task as plain JSON values: its columns, `attempts` with the running one last, and `task`, the
+        content as submitted without defaults; `NotFoundError`."""
+        return views.get(self._database, task_id)
+
+    def list(
+        self,
+        *,
+        state: State | None = None,
+        priority: Priority | None = None,
+        type: TaskType | None = None,
+        limit: int,
+        before: int | None = None,
+    ) -> builtins.list[Row]:
+        """Tasks as `get` shows them, newest first, `attempts` as their number; `before` is the `sequence` of the
+        last one of the page before."""
+        return views.page(self._database, state=state, priority=priority, kind=type, limit=limit, before=before)
+
+    def stats(self) -> Row:
+        """`states`: tasks in each state; `priorities`: the same by priority; `queued` and `running` among them;
+        totals `submitted` and `retried`; `paused`."""
+        return views.stats(self._database)
+
+    def depths(self) -> dict[Priority, int]:
+        """Queued tasks by priority, in the store and on nodes."""
+        return views.depths(self._database)
+
+    def submitted(self) -> int:
+        """Tasks ever accepted as new."""
+        ((total,),) = self._database.execute(_VIEW.submitted)
+        return int(total)
+
+    def notifications(self, timeout_s: float) -> Iterator[str]:
+        """What nodes tell each other, as it comes, for `timeout_s` seconds: `ready`, `cancel`.
+
+        Hints only.  The connection is the store's own and stays open between calls; one thread at a time.
+        """
+        with self._listening, self._database.translated():
+            try:
+                if self._listener is None:
+                    self._listener = self._database.connect()
+                    self._listener.execute("LISTEN pysched")
+                for notification in self._listener.notifies(timeout=timeout_s):
+                    yield notification.payload
+            finally:
+                if self._listener is not None and self._listener.broken:
+                    self._listener.close()
+                    self._listener = None
+
+
+_NODE_COLUMNS = (
+    "incarnation", "home", "host", "pid", "workers", "lanes", "version", "running", "draining",
+    "started_at", "renewed_at", "lease_until",
+)  # fmt: skip
+
+
+def _key(row: Sequence[Any]) -> AttemptKey:
+    task_id, attempt, token = row
+    return AttemptKey(id=task_id, attempt=attempt, token=token)
+
+
+def _claim(row: Sequence[Any]) -> Claim:
+    task_id, attempt, token, priority, rank, sequence, spec, failures, submitted_at = row
+    return Claim(
+        key=AttemptKey(id=task_id, attempt=attempt, token=token),
+        priority=Priority(priority),
+        rank=rank,
+        sequence=sequence,
+        spec=spec,
+        failures=failures,
+        submitted_at=submitted_at,
+    )

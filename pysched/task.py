@@ -1,0 +1,248 @@
+"""The one task schema, for files, HTTP, command line and Python (CONTRACT § Task).
+
+`Task` validates and normalises; everything a task may say is limited here, so no later stage
+checks again.  Input always passes through `parse_task` or `parse_tasks`, which turn pydantic's
+complaints into `TaskError` with the field's path and, for an unknown field, the nearest known one.
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+from collections.abc import Mapping
+from typing import Annotated, Any, cast
+
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    JsonValue,
+    PlainSerializer,
+    TypeAdapter,
+    ValidationError,
+    WithJsonSchema,
+    model_validator,
+)
+
+from pysched.errors import Problem, TaskError
+from pysched.model import ID_PATTERN, Priority, TaskType
+
+COMMAND_BYTES = 128 * 1024
+PARAMS_BYTES = 64 * 1024
+ENV_BYTES = 64 * 1024
+BATCH_TASKS = 100_000  # tasks in one batch
+DELAY_S_MAX = 10 * 366 * 86_400.0  # ten years: far past any use, far below what an interval holds
+
+
+def _priority(value: object) -> object:
+    if isinstance(value, str):
+        try:
+            return Priority[value.upper()]
+        except KeyError:
+            pass
+    elif isinstance(value, Priority):
+        return value
+    raise ValueError(f"{value!r} is no priority; use HIGH, MED or LOW")
+
+
+def _no_nul(value: str) -> str:
+    if "\0" in value:
+        raise ValueError("contains a NUL character; no process can receive one, remove it")
+    return value
+
+
+def _no_control(value: str) -> str:
+    for char in value:
+        if ord(char) < 32 or 127 <= ord(char) < 160:
+            raise ValueError(f"contains the control character U+{ord(char):04X}; use printable text")
+    return value
+
+
+def _command(value: str | list[str]) -> str | list[str]:
+    words = [value] if isinstance(value, str) else value
+    if not words or not words[0].strip():
+        raise ValueError("is empty; give a command line as text, or a list with the program first")
+    if sum(len(_no_nul(word).encode()) for word in words) > COMMAND_BYTES:
+        raise ValueError(f"is longer than {COMMAND_BYTES} bytes; put the text into a file and run that")
+    return value
+
+
+def _params(value: dict[str, JsonValue]) -> dict[str, JsonValue]:
+    try:
+        text = json.dumps(value, ensure_ascii=True, allow_nan=False)
+    except ValueError:
+        raise ValueError("holds a number that is not finite; use null or text for it") from None
+    if len(text) > PARAMS_BYTES and len(_dump(value).encode()) > PARAMS_BYTES:
+        raise ValueError(f"is longer than {PARAMS_BYTES} bytes as JSON; pass the path of a file instead")
+    if "\\u0000" in text:
+        raise ValueError("contains a NUL character; PostgreSQL cannot hold one, remove it")
+    return value
+
+
+def _env(value: dict[str, str]) -> dict[str, str]:
+    for name, text in value.items():
+        if not name.isidentifier() or not name.isascii():
+            raise ValueError(f"{name!r} is no variable name; use letters, digits and _")
+        if name.startswith("PYSCHED_"):
+            raise ValueError(f"{name} is set by the scheduler; choose a name that does not start with PYSCHED_")
+        _no_nul(text)
+    if sum(len(name) + len(text.encode()) + 2 for name, text in value.items()) > ENV_BYTES:
+        raise ValueError(f"is longer than {ENV_BYTES} bytes in all; put the values into a file")
+    return value
+
+
+def _cwd(value: str) -> str:
+    if not _no_nul(value).startswith("/"):
+        raise ValueError(f"{value!r} is no absolute path; start it with /")
+    return value
+
+
+_PRIORITY_SCHEMA = {"type": "string", "enum": ["HIGH", "MED", "LOW"], "description": "in any case"}
+_Priority = Annotated[
+    Priority, BeforeValidator(_priority), PlainSerializer(lambda p: p.name), WithJsonSchema(_PRIORITY_SCHEMA)
+]
+_Id = Annotated[str, Field(pattern=ID_PATTERN)]
+_Tag = Annotated[str, Field(min_length=1, max_length=200), AfterValidator(_no_control)]
+
+
+class Task(BaseModel):
+    """A task as a user submits it.  Sizes are bytes of UTF-8, times are what the name's suffix says."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False, title="Task")
+
+    id: Annotated[_Id | None, Field(description="idempotency key; made by the server (UUIDv7) if missing")] = None
+    name: Annotated[
+        Annotated[str, Field(min_length=1, max_length=200), AfterValidator(_no_control)] | None,
+        Field(description="for people; the id if missing"),
+    ] = None
+    type: TaskType = TaskType.SYSTEM
+    priority: _Priority = Priority.MED
+    rank: Annotated[int, Field(ge=-(2**31), lt=2**31, description="order inside a priority, larger first")] = 0
+    command: Annotated[
+        Annotated[str | list[str], AfterValidator(_command)] | None,
+        Field(description="text runs by /bin/sh -c, a list directly; ≤128 KiB"),
+    ] = None
+    entrypoint: Annotated[
+        Annotated[str, Field(pattern=r"^[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*(\.[A-Za-z_]\w*)*$", max_length=500)]
+        | None,
+        Field(description="module:function, called with params; type ml only"),
+    ] = None
+    params: Annotated[dict[str, JsonValue], AfterValidator(_params)] = Field(default_factory=dict)
+    duration_ms: Annotated[
+        int, Field(ge=0, le=86_400_000, description="simulated work, without command and entrypoint")
+    ] = 100
+    max_retries: Annotated[int, Field(ge=0, le=100)] = 3
+    retry_delay_s: Annotated[float, Field(ge=0, le=86_400)] = 0.5
+    timeout_s: Annotated[Annotated[float, Field(gt=0, le=DELAY_S_MAX)] | None, Field(description="of one attempt")] = (
+        None
+    )
+    grace_s: Annotated[float, Field(ge=0, le=3_600, description="between TERM and KILL")] = 5
+    delay_s: Annotated[float, Field(ge=0, le=DELAY_S_MAX, description="earliest start, from acceptance")] = 0
+    after: Annotated[list[_Id], Field(max_length=1000)] = Field(default_factory=list)
+    env: Annotated[dict[str, str], AfterValidator(_env)] = Field(default_factory=dict)
+    cwd: Annotated[str, Field(max_length=4095), AfterValidator(_cwd)] | None = None
+    tags: Annotated[list[_Tag], Field(max_length=32)] = Field(default_factory=list)
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Task:
+        if self.entrypoint is not None:
+            if self.command is not None:
+                raise ValueError("command and entrypoint are both given; keep one")
+            if self.type is not TaskType.ML:
+                raise ValueError("entrypoint needs type ml; add it, or use command")
+        if self.id is not None and self.id in self.after:
+            raise ValueError("after names the task itself; remove that id")
+        return self
+
+    def spec(self) -> str:
+        """The content as JSON without id and defaults: equal content gives equal specs."""
+        return _dump(self.model_dump(mode="json", exclude={"id"}, exclude_defaults=True))
+
+    @classmethod
+    def from_spec(cls, task_id: str, spec: str | bytes) -> Task:
+        """The inverse of `spec`, for text that came out of the store."""
+        return cls.model_validate_json(spec).model_copy(update={"id": task_id})
+
+
+FIELDS = tuple(Task.model_fields)
+_ONE = TypeAdapter(Task)
+_MANY = TypeAdapter(Annotated[list[Task], Field(max_length=BATCH_TASKS)])
+
+
+def parse_task(data: str | bytes | Mapping[str, object]) -> Task:
+    """One task from JSON text or a mapping of JSON values; raises `TaskError`."""
+    try:
+        return _ONE.validate_json(data if isinstance(data, str | bytes) else _dump(data))
+    except ValidationError as error:
+        raise TaskError(*problems(cast("list[dict[str, Any]]", error.errors(include_url=False)))) from None
+    except (TypeError, ValueError) as error:
+        raise TaskError(Problem("", f"is no JSON: {error}")) from None
+
+
+def parse_tasks(data: str | bytes) -> list[Task]:
+    """A JSON array of tasks; raises `TaskError` whose `index` is the first bad task's position."""
+    try:
+        return _MANY.validate_json(data)
+    except ValidationError as error:
+        details = cast("list[dict[str, Any]]", error.errors(include_url=False))
+        first = details[0]["loc"]
+        if not first:
+            raise TaskError(*problems(details)) from None
+        index = int(first[0])
+        own = [{**detail, "loc": detail["loc"][1:]} for detail in details if detail["loc"][:1] == (index,)]
+        raise TaskError(*problems(own), index=index) from None
+
+
+def problems(details: list[dict[str, Any]]) -> list[Problem]:
+    """Pydantic's error list in the words of this project, one problem a field."""
+    found: dict[str, Problem] = {}
+    for detail in details:
+        path = [str(part) for part in detail["loc"] if not _is_union_branch(part)]
+        field = ".".join(path)
+        found.setdefault(field, Problem(field, _message(detail, field)))
+    return list(found.values())
+
+
+def _is_union_branch(part: object) -> bool:
+    """Pydantic names the member of a union inside the path (`command.str`); users never wrote that."""
+    return isinstance(part, str) and (
+        part in {"str", "function-after[_command(), union[str,list[str]]]"} or "[" in part
+    )
+
+
+def _message(detail: dict[str, Any], field: str) -> str:
+    kind, given, ctx = detail["type"], detail.get("input"), detail.get("ctx", {})
+    match kind:
+        case "extra_forbidden":
+            near = difflib.get_close_matches(field, FIELDS, n=1, cutoff=0.5)
+            return (
+                f"is not a field of a task; did you mean {near[0]}?"
+                if near
+                else (f"is not a field of a task; the fields are {', '.join(FIELDS)}")
+            )
+        case "value_error":
+            return str(ctx.get("error", detail["msg"]))
+        case "json_invalid":
+            return f"is no valid JSON ({ctx.get('error', detail['msg'])}); send one JSON object"
+        case "string_pattern_mismatch" if field == "id" or field.startswith("after"):
+            return (
+                f"{_shown(given)} is no id; use 1 to 128 letters, digits, '.', '_' or '-', the first a letter or digit"
+            )
+        case "string_pattern_mismatch" if field == "entrypoint":
+            return f"{_shown(given)} is no entrypoint; write module:function"
+        case "enum":
+            return f"{_shown(given)} is not known; use {ctx.get('expected')}"
+        case _:
+            text = str(detail["msg"]).removeprefix("Input should be ").removeprefix("Value error, ")
+            return f"{_shown(given)} is not allowed; it should be {text}"
+
+
+def _shown(value: object) -> str:
+    text = json.dumps(value, ensure_ascii=False, default=str)
+    return text if len(text) <= 60 else text[:57] + "…"
+
+
+def _dump(value: object) -> str:
+    return json.dumps(value, ensure_ascii=False, separators=(",", ":"), sort_keys=True, allow_nan=False)

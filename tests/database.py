@@ -1,0 +1,129 @@
+"""Databases for tests: real servers, started once a session, and an empty migrated database for each test.
+
+`database_url`      a database on the server that pysched itself would use
+`new_database`      the same as often as a test or a wider fixture asks, dropped at the end of the block
+`store`             an open store, on every PostgreSQL version that this machine has, one after the other
+`store_url`         its database
+"""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+import uuid
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+from pathlib import Path
+
+import psycopg
+import pytest
+
+from pysched.store import binaries
+from pysched.store.binaries import Binaries
+from pysched.store.embedded import EmbeddedServer
+from pysched.store.store import Store
+
+PROGRAMS: dict[int, Binaries] = {}
+for found in binaries.available():
+    PROGRAMS.setdefault(found.major, found)
+
+NewDatabase = Callable[[], AbstractContextManager[str]]
+
+
+class Server:
+    """A running server with a migrated template database."""
+
+    def __init__(self, url: str) -> None:
+        self._url = url
+        self._template = url.replace("/postgres?", "/pysched_template?")
+        with psycopg.connect(url, autocommit=True) as conn:
+            # These databases need not survive a power cut, only their tests; saves most of the time.
+            conn.execute("ALTER SYSTEM SET fsync = off")
+            conn.execute("SELECT pg_reload_conf()")
+            conn.execute("CREATE DATABASE pysched_template")
+        with Store(self._template) as store:
+            store.migrate()
+
+    @contextmanager
+    def empty_database(self) -> Iterator[str]:
+        """One without our schema."""
+        with self._database("template1") as url:
+            yield url
+
+    @contextmanager
+    def new_database(self) -> Iterator[str]:
+        with self._database("pysched_template") as url:
+            yield url
+
+    @contextmanager
+    def _database(self, template: str) -> Iterator[str]:
+        name = f"test_{uuid.uuid4().hex}"
+        with psycopg.connect(self._url, autocommit=True) as conn:
+            conn.execute(f"CREATE DATABASE {name} TEMPLATE {template}")
+        try:
+            yield self._url.replace("/postgres?", f"/{name}?")
+        finally:
+            with psycopg.connect(self._url, autocommit=True) as conn:
+                conn.execute(f"DROP DATABASE {name} WITH (FORCE)")
+
+
+@contextmanager
+def open_home() -> Iterator[Path]:
+    """A folder that the user of root's server can pass through too, which pytest's are not; short, for the socket."""
+    home = Path(tempfile.mkdtemp(prefix="pysched-"))
+    try:
+        home.chmod(0o711)
+        yield home
+    finally:
+        shutil.rmtree(home)
+
+
+class Servers:
+    """Those of a session, each started when it is first asked for."""
+
+    def __init__(self, stack: ExitStack) -> None:
+        self._stack = stack
+        self._running: dict[int, Server] = {}
+
+    def get(self, major: int) -> Server:
+        if major not in self._running:
+            home = self._stack.enter_context(open_home())
+            embedded = EmbeddedServer(home, programs=PROGRAMS[major])
+            self._stack.callback(embedded.destroy)
+            self._running[major] = Server(self._stack.enter_context(embedded.running()))
+        return self._running[major]
+
+
+@pytest.fixture(scope="session")
+def servers() -> Iterator[Servers]:
+    with ExitStack() as stack:
+        yield Servers(stack)
+
+
+@pytest.fixture(scope="session")
+def new_database(servers: Servers) -> NewDatabase:
+    return servers.get(next(iter(PROGRAMS))).new_database
+
+
+@pytest.fixture
+def database_url(new_database: NewDatabase) -> Iterator[str]:
+    with new_database() as url:
+        yield url
+
+
+@pytest.fixture(params=list(PROGRAMS), ids=lambda major: f"pg{major}")
+def server(request: pytest.FixtureRequest, servers: Servers) -> Server:
+    major: int = request.param
+    return servers.get(major)
+
+
+@pytest.fixture
+def store_url(server: Server) -> Iterator[str]:
+    with server.new_database() as url:
+        yield url
+
+
+@pytest.fixture
+def store(store_url: str) -> Iterator[Store]:
+    with Store(store_url, pool_size=8) as store:
+        yield store

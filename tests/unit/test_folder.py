@@ -1,0 +1,110 @@
+"""The queue folder: odd files, files still being written, removal and rejection."""
+
+from __future__ import annotations
+
+import os
+import socket
+from pathlib import Path
+
+import pytest
+
+from pysched.errors import TaskError
+from pysched.intake.folder import QueueFolder
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> QueueFolder:
+    folder = QueueFolder(tmp_path / "queue")
+    folder.prepare()
+    return folder
+
+
+def drop(folder: QueueFolder, name: str, data: bytes = b"command: true") -> Path:
+    temporary = folder.path / f".{name}"
+    temporary.write_bytes(data)
+    os.rename(temporary, folder.path / name)
+    return folder.path / name
+
+
+def test_scan_gives_task_files_oldest_first(folder: QueueFolder) -> None:
+    for age, name in ((30, "c.task"), (10, "a.task"), (20, "b.task")):
+        os.utime(drop(folder, name), (1_000_000 - age, 1_000_000 - age))
+    drop(folder, "readme.txt")
+    drop(folder, ".hidden.task")
+    assert [file.name for file in folder.scan()] == ["c.task", "b.task", "a.task"]
+
+
+def test_a_file_that_a_writer_has_open_is_left_alone(folder: QueueFolder) -> None:
+    with (folder.path / "slow.task").open("wb") as writer:
+        writer.write(b"command: echo hal")
+        writer.flush()
+        (file,) = folder.scan()
+        assert folder.read(file) is None
+        writer.write(b"lo")
+    (file,) = folder.scan()
+    assert folder.read(file) == b"command: echo hallo"
+
+
+def test_a_file_that_changed_since_the_scan_waits_for_the_next(folder: QueueFolder) -> None:
+    path = drop(folder, "x.task", b"one")
+    (file,) = folder.scan()
+    path.write_bytes(b"two two")
+    assert folder.read(file) is None
+    folder.remove(file)
+    assert path.read_bytes() == b"two two"
+
+
+def test_what_is_no_regular_file_is_refused_and_moved(folder: QueueFolder, tmp_path: Path) -> None:
+    target = tmp_path / "secret"
+    target.write_text("command: true")
+    (folder.path / "link.task").symlink_to(target)
+    os.mkfifo(folder.path / "fifo.task")
+    (folder.path / "dir.task").mkdir()
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(folder.path / "socket.task"))
+    for file in folder.scan():
+        with pytest.raises(TaskError, match="regular file"):
+            folder.read(file)
+        folder.reject(file, "no")
+    assert os.listdir(folder.path) == []
+    assert {"link.task", "fifo.task", "dir.task", "socket.task", "link.reason"} <= set(os.listdir(folder.rejected))
+    assert target.read_text() == "command: true"
+
+
+def test_rejecting_the_same_name_twice_keeps_both(folder: QueueFolder) -> None:
+    for number in range(3):
+        drop(folder, "x.task", f"bad {number}".encode())
+        (file,) = folder.scan()
+        folder.reject(file, f"reason {number}")
+    kept = {path.name: path.read_text() for path in folder.rejected.iterdir()}
+    assert kept == {
+        "x.task": "bad 0",
+        "x.reason": "reason 0\n",
+        "x.1.task": "bad 1",
+        "x.1.reason": "reason 1\n",
+        "x.2.task": "bad 2",
+        "x.2.reason": "reason 2\n",
+    }
+
+
+def test_a_large_file_is_refused_unread(folder: QueueFolder) -> None:
+    drop(folder, "big.task", b"x" * (2 * 1024 * 1024))
+    (file,) = folder.scan()
+    with pytest.raises(TaskError, match="2097152 bytes long"):
+        folder.read(file)
+
+
+def test_gone_is_fine(folder: QueueFolder) -> None:
+    path = drop(folder, "x.task")
+    (file,) = folder.scan()
+    path.unlink()
+    assert folder.read(file) is None
+    folder.remove(file)
+    with pytest.raises(FileNotFoundError):
+        folder.reject(file, "no")
+
+
+def test_a_folder_that_vanishes_is_made_again(folder: QueueFolder) -> None:
+    folder.path.rmdir()
+    assert folder.scan() == []
+    assert folder.path.is_dir()
