@@ -41,7 +41,7 @@ class Context:
     batches: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(CONCURRENT_BATCHES))
 
 
-def context(request: Request) -> Context:
+async def context(request: Request) -> Context:  # not blocking, so not worth the thread that a plain function gets
     return cast("Context", request.app.state.context)
 
 

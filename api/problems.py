@@ -126,8 +126,11 @@ def install(app: FastAPI) -> None:
     app.add_exception_handler(HTTPException, _refused)
 
 
-def only_known_parameters(request: Request) -> None:
-    """A dependency of every route: a mistyped filter must not silently mean "no filter"."""
+async def only_known_parameters(request: Request) -> None:
+    """A dependency of every route: a mistyped filter must not silently mean "no filter".
+
+    Not blocking, so no plain function, for which FastAPI would use a thread.
+    """
     if not request.scope["query_string"]:
         return
     known = [parameter.alias for parameter in request.scope["route"].dependant.query_params]

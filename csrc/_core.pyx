@@ -8,74 +8,25 @@ stand in the order in which they build on each other.
 cimport cython
 from cpython.exc cimport PyErr_CheckSignals
 from cython.operator cimport dereference, preincrement
-from libc.errno cimport EAGAIN, ECHILD, EMFILE, ENFILE, ENOMEM, errno
-from libc.signal cimport SIGCONT, SIGKILL, SIGTERM
-from libc.stdint cimport int32_t, int64_t, uint8_t, uint32_t, uint64_t
-from libc.stdio cimport snprintf
-from libc.stdlib cimport free, malloc
-from libc.string cimport memchr, memcpy, memset
-from libcpp.algorithm cimport sort
-from libcpp.atomic cimport (
-    atomic,
-    memory_order_acq_rel,
-    memory_order_acquire,
-    memory_order_relaxed,
-    memory_order_seq_cst,
-)
+from libc.errno cimport EAGAIN, errno
+from libc.stdint cimport int64_t, uint8_t, uint64_t
+from libc.stdlib cimport free
+from libcpp.atomic cimport memory_order_seq_cst
 from libcpp.unordered_map cimport unordered_map
-from posix.resource cimport RLIMIT_NOFILE, RUSAGE_SELF, getrlimit, getrusage, rlimit, rusage, setrlimit
-from posix.signal cimport kill
+from posix.resource cimport RLIMIT_NOFILE, getrlimit, rlimit, setrlimit
 from posix.types cimport pid_t
 from posix.unistd cimport close, getpid
-from posix.wait cimport WNOHANG, wait4
 
 from native cimport (
     CLOCK_BOOTTIME,
-    CLOCK_REALTIME,
     EFD_CLOEXEC,
     EFD_NONBLOCK,
-    EPOLL_CLOEXEC,
-    EPOLL_CTL_ADD,
-    EPOLL_CTL_DEL,
-    EPOLLET,
-    EPOLLIN,
-    POLLIN,
-    STEP_NONE,
-    TFD_CLOEXEC,
-    TFD_NONBLOCK,
-    TFD_TIMER_ABSTIME,
-    Spawn,
     array,
-    assert_32_bytes,
     checked_realloc,
-    class_counts,
-    clock_gettime,
-    construct,
     counter_array,
-    epoll_create1,
-    epoll_ctl,
-    epoll_event,
-    epoll_wait,
     eventfd,
-    eventfd_read,
-    eventfd_t,
-    eventfd_write,
-    itimerspec,
-    map_child_stack,
-    padded_atomic,
-    padded_mutex,
-    peek_exit,
-    pidfd_send_signal,
-    pollfd,
-    ppoll,
     probe_kernel,
-    spawn_process,
     start_thread,
-    thread,
-    timerfd_create,
-    timerfd_settime,
-    timespec,
-    unmap_child_stack,
 )
 
 include "ticket.pyx"          # the 32-byte form of a waiting attempt, and the order key
@@ -87,6 +38,7 @@ include "process.pyx"         # Record: an attempt in the lanes' hands; spawn, s
 include "event.pyx"           # Event, and the outbox it comes from
 include "engine.pyx"          # what the lanes share: registry, submission, waking
 include "lane.pyx"            # the threads: exploit, wait
+include "mail.pyx"            # what they are told to do: letters and due timers
 
 __all__ = [
     "ALARM", "CAUSE_CANCEL", "CAUSE_NONE", "CAUSE_SHUTDOWN", "CAUSE_TIMEOUT", "Core", "EXITED", "Event", "Launch",
@@ -108,6 +60,10 @@ cdef rlimit raise_open_files():
         setrlimit(RLIMIT_NOFILE, &raised)  # refused: the lanes live with the limit as it is
         open_files_raised = True
     return original_open_files
+
+
+cdef tuple depths_of(Queue* queue):
+    return queue_depth(queue, 0), queue_depth(queue, 1), queue_depth(queue, 2)
 
 
 cdef rlimit original_open_files
@@ -135,7 +91,7 @@ cdef class Core:
         engine.workers.store(workers)
         engine.lanes = lanes
         queue_init(&engine.queue, lanes)
-        engine.outbox.eventfd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK)
+        engine.outbox.bell = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK)
         engine.mail = <Mailbox**> checked_realloc(NULL, engine.lanes * sizeof(Mailbox*))
         engine.counters = <counter_array**> checked_realloc(NULL, (engine.lanes + 1) * sizeof(counter_array*))
         self.threads = <Lane**> checked_realloc(NULL, engine.lanes * sizeof(Lane*))
@@ -146,7 +102,7 @@ cdef class Core:
             self.threads[i] = lane_new(engine, i)
         engine.counters[engine.lanes] = new counter_array()
         for i in range(engine.lanes):
-            if engine.outbox.eventfd < 0 or not lane_open(self.threads[i]):
+            if engine.outbox.bell < 0 or not lane_open(self.threads[i]):
                 raise OSError(errno, f"lane {i} cannot be made; lower `lanes` or raise the limit of open files")
         for i in range(engine.lanes):
             try:
@@ -280,7 +236,7 @@ cdef class Core:
 
     def depths(self):
         self.check(False)
-        return queue_depth(&self.engine.queue, 0), queue_depth(&self.engine.queue, 1), queue_depth(&self.engine.queue, 2)
+        return depths_of(&self.engine.queue)
 
     @property
     def running(self):
@@ -321,8 +277,8 @@ cdef void core_free(Engine* engine, Lane** threads) noexcept:
     free(engine.mail)
     free(engine.counters)
     queue_free(&engine.queue)
-    if engine.outbox.eventfd >= 0:
-        close(engine.outbox.eventfd)
+    if engine.outbox.bell >= 0:
+        close(engine.outbox.bell)
     del engine
 
 
@@ -360,7 +316,7 @@ cdef class ReadyQueue:
         return ticket.item if found else None
 
     def depths(self):
-        return queue_depth(self.queue, 0), queue_depth(self.queue, 1), queue_depth(self.queue, 2)
+        return depths_of(self.queue)
 
     def __len__(self):
         return sum(self.depths())

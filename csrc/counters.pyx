@@ -2,6 +2,11 @@
 #
 # relaxed throughout: a counter orders nothing, and each has a total order of its own modifications.
 
+from libc.stdint cimport uint64_t
+from libcpp.atomic cimport memory_order_relaxed
+
+from native cimport counter_array
+
 cdef enum Counter:
     COUNT_SUBMITTED
     COUNT_STARTED

@@ -1,5 +1,15 @@
 # What the lanes share: the ready queue, the limit on running attempts, the registry of handles, the outbox.
 
+from cython.operator cimport dereference
+from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
+from libc.string cimport memset
+from libcpp.algorithm cimport sort
+from libcpp.atomic cimport memory_order_acquire, memory_order_seq_cst
+from libcpp.unordered_map cimport unordered_map
+from posix.resource cimport rlimit
+
+from native cimport CLOCK_BOOTTIME, CLOCK_REALTIME, array, counter_array, eventfd_write, padded_atomic, padded_mutex
+
 cdef enum Parked:
     AWAKE
     WILLING             # asleep; a ticket may wake it
@@ -22,7 +32,7 @@ cdef cppclass Mailbox:
     array[Letter] letters           # guarded by the mutex
     padded_atomic[uint32_t] full    # whether there are any; for lane_park
     padded_atomic[uint32_t] parked  # Parked
-    int bell                        # eventfd in the lane's epoll set, edge-triggered: a write is a wake-up, no read needed
+    int bell                        # eventfd in the lane's epoll set, edge-triggered: needs no reading
 
 
 cdef cppclass Engine:
@@ -70,8 +80,8 @@ cdef void engine_offer(Engine* engine, int first, int tickets) noexcept nogil:
     """Wake up to `tickets` willing sleepers, lane `first` before the others; none while all slots are taken."""
     cdef Mailbox* mail
     cdef uint32_t expected
-    cdef int step, lane = first
-    for step in range(engine.lanes):
+    cdef int _, lane = first
+    for _ in range(engine.lanes):
         if tickets == 0 or engine.running.load(memory_order_seq_cst) >= engine.workers.load(memory_order_seq_cst):
             return
         mail = engine.mail[lane]

@@ -1,5 +1,22 @@
 # What happened, on its way from the lanes to Python: the outbox, and the `Event` that Python sees.
 
+cimport cython
+from libc.stdint cimport int64_t, uint8_t, uint64_t
+from posix.types cimport pid_t
+
+from native cimport (
+    CLOCK_BOOTTIME,
+    POLLIN,
+    array,
+    eventfd_read,
+    eventfd_t,
+    eventfd_write,
+    padded_mutex,
+    pollfd,
+    ppoll,
+    timespec,
+)
+
 cdef enum EventKind:
     KIND_STARTED = 1
     KIND_EXITED
@@ -40,7 +57,7 @@ cdef cppclass Outbox:
     bint signalled
     bint woken          # wake() was called and no poll has returned for it yet
     bint closed
-    int eventfd
+    int bell            # the eventfd
 
 
 cdef enum Polled:
@@ -64,7 +81,7 @@ cdef void outbox_post(Outbox* outbox, array[Note]* notes) noexcept nogil:
     outbox.mutex.unlock()
     notes.clear()
     if signal:
-        eventfd_write(outbox.eventfd, 1)
+        eventfd_write(outbox.bell, 1)
 
 
 cdef inline bint outbox_needs_signal(Outbox* outbox) noexcept nogil:
@@ -75,15 +92,15 @@ cdef inline bint outbox_needs_signal(Outbox* outbox) noexcept nogil:
     return True
 
 
-cdef void outbox_wake(Outbox* outbox, bint close) noexcept nogil:
+cdef void outbox_wake(Outbox* outbox, bint for_good) noexcept nogil:
     cdef bint signal
     outbox.mutex.lock()
     outbox.woken = True
-    outbox.closed = outbox.closed or close
+    outbox.closed = outbox.closed or for_good
     signal = outbox_needs_signal(outbox)
     outbox.mutex.unlock()
     if signal:
-        eventfd_write(outbox.eventfd, 1)
+        eventfd_write(outbox.bell, 1)
 
 
 cdef bint outbox_take(Outbox* outbox, array[Note]* batch, size_t limit) noexcept nogil:
@@ -127,12 +144,12 @@ cdef Polled outbox_poll(Outbox* outbox, array[Note]* batch, size_t limit, int64_
         rest.tv_nsec = rest_ns % NS_PER_S
         outbox.pollers += 1
         outbox.mutex.unlock()
-        watched.fd = outbox.eventfd
+        watched.fd = outbox.bell
         watched.events = POLLIN
         watched.revents = 0
         ready = ppoll(&watched, 1, &rest if deadline_ns >= 0 else NULL, NULL)
         if ready > 0:
-            eventfd_read(outbox.eventfd, &value)  # non-blocking: another poller may have been first
+            eventfd_read(outbox.bell, &value)  # non-blocking: another poller may have been first
         outbox.mutex.lock()
         outbox.pollers -= 1
         if ready > 0:
@@ -142,7 +159,7 @@ cdef Polled outbox_poll(Outbox* outbox, array[Note]* batch, size_t limit, int64_
             return POLL_INTERRUPTED
     outbox.mutex.unlock()
     if signal:
-        eventfd_write(outbox.eventfd, 1)
+        eventfd_write(outbox.bell, 1)
     return POLLED
 
 
@@ -183,9 +200,9 @@ cdef class Event:
     cdef readonly int64_t max_rss_kb
 
     def __init__(
-        self, int kind, uint64_t handle, *, int lane=0, int pid=0, int status=0, int cause=0, int errno=0, str step=None,
-        int64_t queued_ns=0, int64_t started_ns=0, int64_t ended_ns=0, int64_t wait_ns=0, int64_t run_ns=0,
-        int64_t cpu_ns=0, int64_t max_rss_kb=0,
+        self, int kind, uint64_t handle, *, int lane=0, int pid=0, int status=0, int cause=0, int errno=0,
+        str step=None, int64_t queued_ns=0, int64_t started_ns=0, int64_t ended_ns=0, int64_t wait_ns=0,
+        int64_t run_ns=0, int64_t cpu_ns=0, int64_t max_rss_kb=0,
     ):
         self.kind = kind
         self.handle = handle

@@ -1,5 +1,9 @@
 # `Launch`: what one attempt needs to start, checked when it is made.
 
+cimport cython
+from libc.stdint cimport int32_t, int64_t, uint8_t, uint64_t
+from libc.string cimport memchr
+
 cdef int64_t LONGEST_NS = 4_000_000_000_000_000_000  # 126 years: a deadline that never overflows
 
 

@@ -1,5 +1,11 @@
 # The ready queue: lanes × classes of buckets in exact order, a mutex a lane, depths that are read without it.
 
+from libc.stdint cimport int64_t, uint32_t, uint64_t
+from libc.stdlib cimport free
+from libcpp.atomic cimport memory_order_relaxed, memory_order_seq_cst
+
+from native cimport assert_32_bytes, checked_realloc, class_counts, padded_atomic, padded_mutex
+
 # ---- ring: a sorted run of tickets, O(1) at both ends ---------------------------------------------------------------
 
 cdef struct Ring:
@@ -239,10 +245,10 @@ cdef bint shelf_pop(Shelf* shelf, int cls, Ticket* ticket) noexcept nogil:
 
 cdef bint queue_pop(Queue* queue, int lane, Ticket* ticket) noexcept nogil:
     """Rule 8: of each class the lane's own bucket, then the following lanes' in turn, then the next class."""
-    cdef int cls, step, victim
+    cdef int cls, _, victim
     for cls in range(CLASSES):
         victim = lane
-        for step in range(queue.lanes):
+        for _ in range(queue.lanes):
             if shelf_pop(queue.shelves[victim], cls, ticket):
                 return True
             victim = victim + 1 if victim + 1 < queue.lanes else 0

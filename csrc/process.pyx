@@ -7,6 +7,20 @@
 # Who owns a record: its ticket while it waits, the lane that took it from then on.  The registry (engine.pyx) only
 # finds it: the entry is removed, under the registry's lock, before its owner frees it.
 
+from libc.errno cimport EAGAIN, ECHILD, EMFILE, ENFILE, ENOMEM
+from libc.signal cimport SIGKILL
+from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
+from libc.stdio cimport snprintf
+from libc.stdlib cimport free, malloc
+from libc.string cimport memcpy
+from libcpp.atomic cimport atomic, memory_order_acq_rel, memory_order_acquire
+from posix.resource cimport RUSAGE_SELF, getrusage, rlimit, rusage
+from posix.signal cimport kill
+from posix.types cimport pid_t
+from posix.wait cimport WNOHANG, wait4
+
+from native cimport Spawn, clock_gettime, construct, peek_exit, pidfd_send_signal, spawn_process, timespec
+
 cdef enum RecordState:
     RECORD_NEW
     RECORD_QUEUED

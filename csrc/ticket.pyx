@@ -1,5 +1,7 @@
 # The 32-byte native form of an attempt that waits, and the order of tickets.
 
+from libc.stdint cimport int32_t, int64_t, uint8_t, uint64_t
+
 cdef enum:
     CLASSES = 3  # HIGH, MED, LOW
     MAX_LANES = 256

@@ -4,6 +4,10 @@
 # takes it out, in O(log n): no dead entries pile up behind long timeouts of short jobs, nothing dangles.
 # Only the lane's own thread touches any of this.
 
+from libc.stdint cimport int64_t
+
+from native cimport checked_realloc
+
 cdef enum TimerKind:
     TIMER_TIMEOUT       # an attempt's time is over: TERM
     TIMER_KILL          # the grace after TERM is over: KILL

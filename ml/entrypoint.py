@@ -161,6 +161,8 @@ def _complain(message: str, code: int) -> int:
 
 
 def _run() -> NoReturn:
+    if sys.path and sys.path[0] == os.path.dirname(os.path.abspath(__file__)):
+        sys.path[0] = os.getcwd()  # run by path: our own programs are no top-level modules of the user's
     sys.exit(main(sys.argv[1:]))
 
 

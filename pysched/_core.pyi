@@ -13,14 +13,14 @@ __all__ = [
     "CAUSE_NONE",
     "CAUSE_SHUTDOWN",
     "CAUSE_TIMEOUT",
-    "Core",
     "EXITED",
-    "Event",
-    "Launch",
-    "ReadyQueue",
     "SPAWN_FAILED",
     "STARTED",
     "WITHDRAWN",
+    "Core",
+    "Event",
+    "Launch",
+    "ReadyQueue",
 ]
 
 # Event.kind
@@ -139,7 +139,7 @@ class Event:
     def errno(self) -> int: ...
     @property
     def step(self) -> str | None:
-        """SPAWN_FAILED: which step failed: clone, session, stdin, stdout, stderr, cwd, limits, exec, watch."""
+        """SPAWN_FAILED: which step failed: clone, session, stdin, stdout, stderr, cwd, limits, exec."""
     @property
     def queued_ns(self) -> int:
         """Submitted; ns since the epoch (CLOCK_REALTIME)."""
@@ -190,8 +190,8 @@ class Core:
     def set_workers(self, workers: int) -> None:
         """New limit; running attempts beyond a smaller one go on."""
     def counters(self) -> dict[str, int]:
-        """Totals since construction: submitted, started, exited, failed (nonzero or signal), timed_out (timeout passed),
-        killed (by kill(), while running), withdrawn, spawn_failed, backed_off (transient spawn failures)."""
+        """Totals since construction: submitted, started, exited, failed (nonzero or signal), timed_out (timeout
+        passed), killed (by kill(), while running), withdrawn, spawn_failed, backed_off (transient spawn failures)."""
     def depths(self) -> tuple[int, int, int]:
         """Waiting attempts by priority (HIGH, MED, LOW)."""
     @property

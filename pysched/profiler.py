@@ -113,6 +113,22 @@ class Window:
         return figures
 
 
+def _cpu_seconds() -> tuple[float, float]:
+    """(busy, all) seconds of all processors since the machine started.
+
+    `psutil.cpu_percent` will not do: it remembers its mark a thread, and a row may come from two of them.
+    """
+    times = psutil.cpu_times()
+    every = sum(times) - getattr(times, "guest", 0.0) - getattr(times, "guest_nice", 0.0)  # are in user, too
+    return every - times.idle - getattr(times, "iowait", 0.0), every
+
+
+def cpu_percent(before: tuple[float, float], after: tuple[float, float]) -> float | None:
+    """The busy share between two (busy, all) marks, 0 … 100; None if they are too close to tell."""
+    busy, every = after[0] - before[0], after[1] - before[1]
+    return min(max(100.0 * busy / every, 0.0), 100.0) if every > 0 else None
+
+
 def line_of(figures: dict[str, float | int | None]) -> str:
     """A row of the file, newline included; a column that is missing or None becomes an empty cell."""
     return ",".join(map(_cell, map(figures.get, COLUMNS))) + "\n"
@@ -147,6 +163,7 @@ class Profiler:
         self._thread = threading.Thread(target=self._loop, name="profiler", daemon=True)
         self._process = psutil.Process()
         self._closed_at = 0.0  # monotonic, end of the last row
+        self._cpu_seconds = (0.0, 0.0)  # at the end of the last row
         self._failing = False  # the last row could not be written
 
     def start(self) -> None:
@@ -155,7 +172,7 @@ class Profiler:
             _prepare(self._path)
         except OSError as error:
             raise NodeError(f"{self._path}: cannot keep the profile there: {error.strerror}") from None
-        psutil.cpu_percent()  # the first call only sets the mark that the next one measures from
+        self._cpu_seconds = _cpu_seconds()
         self._closed_at = time.monotonic()
         self._thread.start()
 
@@ -196,7 +213,8 @@ class Profiler:
             figures |= self._window.close(max(now - self._closed_at, self._period_s))
         self._closed_at = now
         figures["ts_ms"] = time.time_ns() // 1_000_000
-        figures["cpu_pct"] = psutil.cpu_percent()
+        before, self._cpu_seconds = self._cpu_seconds, _cpu_seconds()
+        figures["cpu_pct"] = cpu_percent(before, self._cpu_seconds)
         figures["rss_mb"] = self._process.memory_info().rss / 2**20
         try:
             _append(self._path, line_of(figures))

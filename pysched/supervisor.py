@@ -16,10 +16,14 @@ import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import structlog
 
 from pysched.errors import NodeError
+
+# By path and not by -m: that would let a folder `pysched` where the user happens to stand pass for the package.
+SCHEDULER = (sys.executable, str(Path(__file__).parent / "cli" / "__main__.py"))
 
 _BACKOFF_S = (0.5, 30.0)
 _STABLE_S = 60.0  # a child that lived this long has earned the shortest back-off again
@@ -42,14 +46,14 @@ class Child:
         self.started = now
         # A session of its own: ^C reaches the parent alone, which passes it on once.
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "pysched.cli", self.name, "--parent-pid", str(os.getpid())],
+            [*SCHEDULER, self.name, "--parent-pid", str(os.getpid())],
             env={**os.environ, **self.environ},
             stdin=subprocess.DEVNULL,
             start_new_session=True,
         )
 
     def backoff_s(self) -> float:
-        return min(_BACKOFF_S[0] * 2 ** (self.deaths - 1), _BACKOFF_S[1])
+        return min(_BACKOFF_S[0] * 2.0 ** (self.deaths - 1), _BACKOFF_S[1])
 
     def terminate(self) -> None:
         if self.process is not None:

@@ -235,8 +235,8 @@ def _message(detail: dict[str, Any], field: str) -> str:
         case "enum":
             return f"{_shown(given)} is not known; use {ctx.get('expected')}"
         case _:
-            text = str(detail["msg"]).removeprefix("Input should be ").removeprefix("Value error, ")
-            return f"{_shown(given)} is not allowed; it should be {text}"
+            subject, _, right = str(detail["msg"]).partition(" should ")  # "Input should be …", "List should have …"
+            return f"{_shown(given)} is not allowed; it should {right}" if right else f"{_shown(given)}: {subject}"
 
 
 def _shown(value: object) -> str:

@@ -2,8 +2,8 @@
 
 `database_url`      a database on the server that pysched itself would use
 `new_database`      the same as often as a test or a wider fixture asks, dropped at the end of the block
-`store`             an open store, on every PostgreSQL version that this machine has, one after the other
-`store_url`         its database
+`store`             an open, empty store, on every PostgreSQL version that this machine has, one after the other
+`store_url`         its database, the same for all tests and emptied before each: ten times faster than a new one
 """
 
 from __future__ import annotations
@@ -31,18 +31,31 @@ NewDatabase = Callable[[], AbstractContextManager[str]]
 
 
 class Server:
-    """A running server with a migrated template database."""
+    """A running server with a migrated database to copy, and one for all tests that empty it first."""
 
     def __init__(self, url: str) -> None:
         self._url = url
-        self._template = url.replace("/postgres?", "/pysched_template?")
+        self._shared = self._url_of("pysched_shared")
         with psycopg.connect(url, autocommit=True) as conn:
             # These databases need not survive a power cut, only their tests; saves most of the time.
             conn.execute("ALTER SYSTEM SET fsync = off")
             conn.execute("SELECT pg_reload_conf()")
             conn.execute("CREATE DATABASE pysched_template")
-        with Store(self._template) as store:
-            store.migrate()
+            with Store(self._url_of("pysched_template")) as store:
+                store.migrate()
+            conn.execute("CREATE DATABASE pysched_shared TEMPLATE pysched_template")
+
+    def emptied(self) -> str:
+        """The database that tests use one after the other, without rows."""
+        with psycopg.connect(self._shared, autocommit=True) as conn:
+            tables = conn.execute(
+                "SELECT string_agg(format('pysched.%I', tablename), ', ') FROM pg_tables"
+                " WHERE schemaname = 'pysched' AND tablename NOT IN ('migrations', 'control')"
+            ).fetchone()
+            assert tables is not None
+            conn.execute(f"TRUNCATE {tables[0]} RESTART IDENTITY")
+            conn.execute("UPDATE pysched.control SET paused = DEFAULT")
+        return self._shared
 
     @contextmanager
     def empty_database(self) -> Iterator[str]:
@@ -55,13 +68,16 @@ class Server:
         with self._database("pysched_template") as url:
             yield url
 
+    def _url_of(self, name: str) -> str:
+        return self._url.replace("/postgres?", f"/{name}?")
+
     @contextmanager
     def _database(self, template: str) -> Iterator[str]:
         name = f"test_{uuid.uuid4().hex}"
         with psycopg.connect(self._url, autocommit=True) as conn:
             conn.execute(f"CREATE DATABASE {name} TEMPLATE {template}")
         try:
-            yield self._url.replace("/postgres?", f"/{name}?")
+            yield self._url_of(name)
         finally:
             with psycopg.connect(self._url, autocommit=True) as conn:
                 conn.execute(f"DROP DATABASE {name} WITH (FORCE)")
@@ -118,9 +134,8 @@ def server(request: pytest.FixtureRequest, servers: Servers) -> Server:
 
 
 @pytest.fixture
-def store_url(server: Server) -> Iterator[str]:
-    with server.new_database() as url:
-        yield url
+def store_url(server: Server) -> str:
+    return server.emptied()
 
 
 @pytest.fixture

@@ -19,14 +19,16 @@ from pysched.cli.lifeline import follow_parent
 def command(parent_pid: int | None, **given: Any) -> None:
     """Serve the HTTP API: accept tasks, show them, cancel them.  A node elsewhere runs them."""
     from pysched.api.server import serve
+    from pysched.executors.files import LogFolder
     from pysched.home import Home
     from pysched.node import database
     from pysched.store.store import Store
 
     logs.configure(debug=debugging())
     config = settings.load(**given)
-    Home(config.home).prepare()
+    home = Home(config.home)
+    home.prepare()
     follow_parent(parent_pid)
     with database(config) as url, Store(url) as store:
         store.migrate()
-        serve(store, config)
+        serve(store, config, log_files=LogFolder(home.logs).of)

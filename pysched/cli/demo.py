@@ -6,7 +6,6 @@ import os
 import shutil
 import signal
 import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
@@ -22,6 +21,7 @@ from pysched.client import Client
 from pysched.demo import report, workload
 from pysched.errors import NodeError, ServerError
 from pysched.home import ADDRESS_FILE
+from pysched.supervisor import SCHEDULER
 
 _START_S = 30.0  # until the API answers
 _STOP_S = 60.0  # until everything has stopped
@@ -73,7 +73,7 @@ def _everything(home: Path, workers: int) -> Iterator[subprocess.Popen[bytes]]:
     log = home.with_name("up.log")
     with log.open("wb") as output:
         server = subprocess.Popen(
-            [sys.executable, "-m", "pysched.cli", "up", "--home", home, "--port", "0", "--workers", str(workers)],
+            [*SCHEDULER, "up", "--home", home, "--port", "0", "--workers", str(workers)],
             env=environ,
             stdin=subprocess.DEVNULL,
             stdout=output,

@@ -10,7 +10,7 @@ import click
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
-_FOLDER = click.Path(file_okay=False, path_type=Path)  # type: ignore[type-var]
+_FOLDER = click.Path(file_okay=False, path_type=Path)
 
 
 def apply(*options: Callable[[Command], Command]) -> Callable[[Command], Command]:

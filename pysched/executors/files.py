@@ -10,8 +10,6 @@ import zlib
 from dataclasses import dataclass
 from pathlib import Path
 
-from pysched.model import AttemptKey
-
 RESULT_BYTES = 64 * 1024
 _SHARDS = 256  # folders, so that none grows to a million entries
 
@@ -36,9 +34,9 @@ class LogFolder:
         for shard in range(_SHARDS):
             os.makedirs(f"{self._root}/{shard:02x}", mode=0o700, exist_ok=True)
 
-    def of(self, key: AttemptKey) -> AttemptFiles:
-        shard = zlib.crc32(key.id.encode()) % _SHARDS
-        stem = f"{self._root}/{shard:02x}/{key.id}.{key.attempt}"
+    def of(self, task_id: str, attempt: int) -> AttemptFiles:
+        shard = zlib.crc32(task_id.encode()) % _SHARDS
+        stem = f"{self._root}/{shard:02x}/{task_id}.{attempt}"
         return AttemptFiles(f"{stem}.out", f"{stem}.err", f"{stem}.result")
 
 

@@ -38,7 +38,7 @@ class Launcher:
         self._inherited.setdefault("PATH", _DEFAULT_PATH)
 
     def prepare(self, key: AttemptKey, task: Task) -> Program:
-        files = self._logs.of(key)
+        files = self._logs.of(key.id, key.attempt)
         argv, own = _words(task)
         env = {
             **self._inherited,
@@ -72,18 +72,21 @@ def _words(task: Task) -> tuple[list[str], dict[str, str]]:
     # The params travel in the environment: up to 64 KiB, below the kernel's limit of 128 KiB for one string.
     params = {"PYSCHED_PARAMS": json.dumps(task.params, ensure_ascii=False, separators=(",", ":"))}
     if task.entrypoint is not None:
-        return [sys.executable, "-m", "pysched.ml.entrypoint", task.entrypoint], params
+        return [sys.executable, _program("entrypoint"), task.entrypoint], params
     duration = ["--duration_ms", str(task.duration_ms)]
     if task.type is TaskType.ML:
-        return [sys.executable, "-m", "pysched.ml.ml_task", *duration], params
+        return [sys.executable, _program("ml_task"), *duration], params
     # Isolated and without site: the simulation imports next to nothing, so it starts in a third of the time.
-    return [sys.executable, "-I", "-S", _system_task(), *duration], {}
+    return [sys.executable, "-I", "-S", _program("system_task"), *duration], {}
 
 
 @functools.cache
-def _system_task() -> str:
-    """The file of `pysched.ml.system_task`, wherever the package is installed."""
-    spec = importlib.util.find_spec("pysched.ml.system_task")
+def _program(name: str) -> str:
+    """The file of `pysched.ml.NAME`.
+
+    Programs run by path and not by -m, lest a folder `pysched` in the job's own folder pass for the package.
+    """
+    spec = importlib.util.find_spec(f"pysched.ml.{name}")
     if spec is None or spec.origin is None:
         raise NodeError("pysched.ml is not installed; reinstall pysched")
     return spec.origin

@@ -248,7 +248,7 @@ def _insert(conn: Conn, items: Sequence[New], source: uuid.UUID) -> set[str]:
             "priorities": [int(item.task.priority) for item in chunk],
             "ranks": [item.task.rank for item in chunk],
             "specs": [item.spec for item in chunk],
-            "delays": [item.task.delay_s for item in chunk],
+            "delays": [float(item.task.delay_s) for item in chunk],
             "states": [item.state.value for item in chunk],
             "waiting": [item.waiting_for for item in chunk],
             "source": source,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import select
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any, TypeVar
 
 import psycopg
@@ -51,13 +51,7 @@ class Database:
     def __init__(self, url: str, *, pool_size: int, connect_timeout_s: float) -> None:
         self._url = url
         self._timeout_s = connect_timeout_s
-        try:
-            given = conninfo_to_dict(url)
-        except psycopg.Error:
-            # libpq's own message may quote a piece of the password.
-            raise DatabaseUnreachable(
-                "the database URL cannot be read; write postgresql://USER:PASSWORD@HOST:PORT/NAME"
-            ) from None
+        given = _parse(url)
         self._password = str(given.get("password") or "")
         self._where = _where(given)
         options: dict[str, Any] = {name: value for name, value in _KEEPALIVE.items() if name not in given}
@@ -153,6 +147,8 @@ class Database:
         except (psycopg.errors.DeadlockDetected, psycopg.errors.SerializationFailure) as error:
             raise _Conflict from error
         except psycopg.Error as error:
+            if error.sqlstate is None and not isinstance(error, psycopg.OperationalError):
+                raise  # a defect of ours, which trying again would only hide
             raise self._translate(error) from error
 
     def _translate(self, error: psycopg.Error) -> StoreError:
@@ -187,6 +183,18 @@ def _check(conn: Conn) -> None:
     poll.register(conn.pgconn.socket, select.POLLIN)
     if poll.poll(0):
         ConnectionPool.check_connection(conn)
+
+
+def _parse(url: str) -> dict[str, Any]:
+    """The parts of a connection string; what cannot be read is not repeated, it may hold a piece of the password."""
+    with suppress(psycopg.Error):
+        given = conninfo_to_dict(url)
+        # As of a password with an unescaped @ or : in it.
+        if "@" not in str(given.get("host", "")) and str(given.get("port", "0")).replace(",", "").isdigit():
+            return given
+    raise DatabaseUnreachable(
+        "the database URL cannot be read; use postgresql://USER:PASSWORD@HOST:PORT/NAME, with special characters as %XX"
+    )
 
 
 def _where(given: dict[str, Any]) -> str:

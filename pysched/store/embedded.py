@@ -39,6 +39,9 @@ from pysched.store.placement import PORT, Owner, Placement, place
 _POLL_S = 0.005
 _LOG_BYTES = 16 * 1024 * 1024  # a larger log is set aside at the next start
 _INITDB_S = 120.0
+# Synced to disk: an acknowledged task must not lose the files below it to a power cut.
+_INITDB = ["--username=pysched", "--auth=scram-sha-256", "--encoding=UTF8", "--locale=C", "--no-instructions"]
+_LOCALE_17 = ["--locale-provider=builtin", "--builtin-locale=C.UTF-8"]  # from version 17 on: knows é from É
 _SETTINGS = {
     "listen_addresses": "",
     "port": str(PORT),
@@ -151,7 +154,7 @@ class EmbeddedServer:
             others.append(str(programs.major))
         raise EmbeddedError(
             f"the database in {placement.data} was made by PostgreSQL {made_by}, but here is "
-            f"{' and '.join(others) or 'none'}; install {made_by}, or dump the database with it and load it into a new home"
+            f"{' and '.join(others) or 'none'}; install {made_by}, or load a dump made with it into a new home"
         )
 
     def _initialise(self, programs: Binaries, placement: Placement) -> None:
@@ -161,16 +164,12 @@ class EmbeddedServer:
         shutil.rmtree(placement.staging, ignore_errors=True)
         placement.staging.mkdir(mode=0o700)
         placement.owner.give(placement.staging)
-        locale = ["--locale=C", "--encoding=UTF8"]
-        if programs.major >= 17:
-            locale += ["--locale-provider=builtin", "--builtin-locale=C.UTF-8"]
+        command = [programs.program("initdb"), "-D", placement.staging.name, f"--pwfile={placement.passwords.name}"]
+        command += [*_INITDB, *(_LOCALE_17 if programs.major >= 17 else [])]
         placement.passwords.unlink(missing_ok=True)
         try:
             _write_private(placement.passwords, password)
             placement.owner.give(placement.passwords)
-            # Synced: an acknowledged task must not lose the files below it to a power cut.
-            command = [programs.program("initdb"), "-D", placement.staging.name, "-U", "pysched", "--no-instructions"]
-            command += ["--auth=scram-sha-256", f"--pwfile={placement.passwords.name}", *locale]
             placement.owner.run(command, cwd=placement.base, timeout_s=_INITDB_S)
         finally:
             placement.passwords.unlink(missing_ok=True)
@@ -191,18 +190,17 @@ class EmbeddedServer:
     def _clear_away_the_dead(self, placement: Placement) -> None:
         """Before a start: what a killed server left.
 
-        PostgreSQL removes a stale postmaster.pid itself, but not one whose number another process of the same user
-        has meanwhile (as after a restart of a container).  The file also guards against orphaned backends that are
-        still at the data, so it goes only when there are none.
+        PostgreSQL removes stale lock files itself, but not those whose number a process of the same user has: another
+        one by now (as after a restart of a container), or the dead one as a zombie.  The lock files also guard against
+        orphaned backends that are still at the data, so they go only when there are none.
         """
         pid_file = placement.data / "postmaster.pid"
-        if not pid_file.exists():
-            return
-        orphans = [process for process in psutil.process_iter() if _works_in(process, placement.data)]
-        if not _await_end(orphans, self._stop_timeout_s):  # they notice their parent's end by themselves
-            pids = ", ".join(str(process.pid) for process in orphans)
-            raise EmbeddedError(f"processes of a killed PostgreSQL are still at {placement.data}: {pids}; end them")
-        if psutil.pid_exists(_pid_lines(placement)[0]):
+        if pid_file.exists():
+            orphans = [process for process in psutil.process_iter() if _works_in(process, placement.data)]
+            if not _await_end(orphans, self._stop_timeout_s):  # they notice their parent's end by themselves
+                pids = ", ".join(str(process.pid) for process in orphans)
+                raise EmbeddedError(f"processes of a killed PostgreSQL are still at {placement.data}: {pids}; end them")
+            (_socket_of(placement) / f".s.PGSQL.{PORT}.lock").unlink(missing_ok=True)
             pid_file.unlink()
 
     def _stop_unless_used(self, users: int, placement: Placement) -> bool:

@@ -85,7 +85,9 @@ def retry(database: Database, task_id: str) -> State:
             if need_state in {State.FAILED, State.CANCELLED}:
                 raise InputError(f"task {task_id} needs {need}, which is {need_state.value}; run that again first")
         waiting = sum(need_state is not State.SUCCEEDED for _, need_state in needs)
-        ((reopened, _),) = conn.execute(_QUERIES.reopen, {"id": task_id, "waiting": waiting}).fetchall()
+        passed_over = any(need_state is State.QUEUED for _, need_state in needs)
+        parameters = {"id": task_id, "waiting": waiting, "passed_over": passed_over}
+        ((reopened, _),) = conn.execute(_QUERIES.reopen, parameters).fetchall()
         _count(conn, None, Counter({(state.value, priority): -1}))
         return State(reopened)
 
@@ -185,7 +187,7 @@ def _columns(outcomes: Sequence[Outcome]) -> dict[str, Any]:
         "attempt_states": [outcome.attempt_state.value for outcome in outcomes],
         "next_states": [outcome.next_state.value for outcome in outcomes],
         "reasons": [_text(outcome.reason, _REASON_CHARS) for outcome in outcomes],
-        "delays": [outcome.delay_s for outcome in outcomes],
+        "delays": [float(outcome.delay_s) for outcome in outcomes],
         "failed": [outcome.counts and outcome.attempt_state is State.FAILED for outcome in outcomes],
         "pids": [end.pid for end in ends],
         "starts": [end.started_at for end in ends],

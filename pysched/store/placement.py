@@ -38,7 +38,7 @@ class Owner:
             except KeyError:
                 continue
         raise EmbeddedError(
-            f"PostgreSQL does not run as root, and there is no user {' or '.join(_ACCOUNTS)}; add one or use --database URL"
+            f"PostgreSQL does not run as root, and there is no user {' or '.join(_ACCOUNTS)}; add one or use --database"
         )
 
     @property

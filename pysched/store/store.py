@@ -170,7 +170,7 @@ class Store:
             ((count, _),) = self._database.execute(_CLAIM.promote, {"limit": _PROMOTE_BATCH})
             if count < _PROMOTE_BATCH:
                 ((seconds,),) = self._database.execute(_CLAIM.next_due)
-                return None if seconds is None else float(seconds)
+                return None if seconds is None else max(0.0, seconds)
 
     def start(self, started: Sequence[Started]) -> builtins.list[AttemptKey]:
         """Record that attempts run; returns those that are not this node's any more, or have ended."""

@@ -234,6 +234,8 @@ def test_what_is_recorded_is_what_is_in_the_done_file(site: Site) -> None:
     site.drop("x", {"command": 'echo \'{"a": [1, null, "é"]}\' > "$PYSCHED_RESULT"'})
     record = site.done("x")
     with psycopg.connect(site.database) as connection:
-        row = connection.execute("select result, state, runs, node::text from pysched.tasks where id = 'x'").fetchone()
+        row = connection.execute(
+            "select result::json, state, attempts, node::text from pysched.tasks where id = 'x'"
+        ).fetchone()
     assert row == (json.loads('{"a": [1, null, "é"]}'), "succeeded", 1, record["node"])
     assert record["result"] == row[0]

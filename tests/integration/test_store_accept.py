@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import uuid
 from functools import partial
+from typing import Any
 
 import psycopg
 import pytest
@@ -12,7 +13,7 @@ from pysched.errors import ConflictError, TaskError
 from pysched.model import Acceptance, Priority, State
 from pysched.store.store import Store
 from pysched.task import Task
-from tests.integration.store_driver import SOURCE, Node, accept, at_once, ids, outcome, states, task
+from tests.integration.store_driver import SOURCE, Node, accept, at_once, await_blocked, ids, outcome, states, task
 
 
 def test_a_task_is_queued_and_shown_as_submitted(store: Store) -> None:
@@ -33,7 +34,9 @@ def test_text_survives_as_it_was(store: Store) -> None:
     assert again.command == odd
     assert again.name == "NULL"
     assert again.params == {"": [1e300, -0.0, 0.1, None]}
-    assert again.spec() == task("a", name="NULL", command=odd, params={"": [1e300, -0.0, 0.1, None]}, env={"A": ""}).spec()
+    assert (
+        again.spec() == task("a", name="NULL", command=odd, params={"": [1e300, -0.0, 0.1, None]}, env={"A": ""}).spec()
+    )
 
 
 def test_a_batch_keeps_its_order_of_arrival(store: Store) -> None:
@@ -232,16 +235,18 @@ class TestConcurrency:
                 " VALUES ('a', 'a', 'system', 1, 0, %s, 'succeeded', now(), now())",
                 (task("a").spec(),),
             )
-            ours = at_once(partial(accept, store, task("a"), task("b", after=["a"])), lambda: _commit_once_waited(other, store_url))
+
+            def commit_once_waited() -> list[Any]:
+                await_blocked(store_url)
+                other.commit()
+                return []
+
+            ours = at_once(
+                partial(accept, store, task("a"), task("b", after=["a"])),
+                commit_once_waited,
+            )
         assert [verdict.state for verdict in ours[0]] == [State.SUCCEEDED, State.QUEUED]
         assert ids(claim.key for claim in node.claim()) == ["b"]
-
-
-def _commit_once_waited(conn: psycopg.Connection, url: str) -> None:
-    from tests.integration.store_driver import await_blocked
-
-    await_blocked(url)
-    conn.commit()
 
 
 def test_totals_are_kept_by_source(store: Store, store_url: str) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shlex
+import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -66,6 +67,11 @@ class Run:
 
     def shell(self, script: str, **given: object) -> Launch:
         return self.launch("/bin/sh", "-c", script, **given)
+
+    def python(self, script: str, *arguments: str) -> Launch:
+        """A launch of this interpreter, in this process's environment, to try what is a property of a process."""
+        env = [b"=".join(item) for item in os.environb.items()]
+        return self.launch(sys.executable, "-c", script, *arguments, env=env)
 
     def submit(self, *launches: Launch) -> list[int]:
         self.core.submit(launches)

@@ -69,7 +69,10 @@ def test_what_arrives_during_a_commit_shares_the_next() -> None:
 
 def test_each_request_gets_its_own_verdict() -> None:
     def verdicts(tasks: Sequence[Task]) -> Verdicts:
-        refusals = {"taken": ConflictError("taken"), "wrong": TaskError(Problem("after", "names nobody"))}
+        refusals: dict[str, ConflictError | TaskError] = {
+            "taken": ConflictError("taken"),
+            "wrong": TaskError(Problem("after", "names nobody")),
+        }
         return [refusals.get(each.id or "") or yes(each) for each in tasks]
 
     async def scenario() -> None:

@@ -11,7 +11,7 @@ import pytest
 from pysched.api.mirror import FILE_BYTES, Mirror, file_text
 from pysched.task import Task, parse_task
 
-TASKS = [
+TASKS: list[dict[str, object]] = [
     {"id": "plain"},
     {
         "id": "all",

@@ -97,6 +97,12 @@ def test_ticks_lie_on_the_grid_and_missed_ones_stay_missed(start: float, ahead: 
     assert math.isclose(steps, round(steps), abs_tol=1e-3)
 
 
+def test_cpu_percent() -> None:
+    assert profiler.cpu_percent((10.0, 100.0), (13.0, 104.0)) == 75.0
+    assert profiler.cpu_percent((10.0, 100.0), (9.99, 104.0)) == 0.0  # the kernel's idle time may step back
+    assert profiler.cpu_percent((10.0, 100.0), (10.0, 100.0)) is None
+
+
 class Rows:
     """A profiler under test that tells when it takes a sample."""
 
@@ -146,10 +152,26 @@ def test_rows_come_with_the_tick_and_a_last_one_at_the_end(tmp_path: Path) -> No
     assert [last[name] for name in ("succeeded", "failed", "retried", "cancelled")] == ["1", "1", "1", "0"]
     assert [last[name] for name in ("queued_high", "queued_med", "queued_low", "running", "submitted")] == list("12345")
     assert sum(float(row["throughput"]) > 0 for row in found) <= 3
-    assert 0 <= float(last["cpu_pct"]) <= 100
     assert float(last["rss_mb"]) > 1
     assert rows.path.read_text().count(HEADER) == 1
     assert "profiler" not in {thread.name for thread in threading.enumerate()}
+
+
+def test_the_first_row_already_knows_the_load(tmp_path: Path) -> None:
+    taken = threading.Event()
+
+    def sample() -> Sample:
+        taken.set()
+        return SAMPLE
+
+    profile = Profiler(tmp_path / "profiler.csv", sample, period_s=0.3)
+    profile.start()
+    deadline = time.monotonic() + TIMEOUT_S
+    while not taken.is_set():  # keep a processor busy
+        assert time.monotonic() < deadline
+    profile.stop()
+    first = Rows(tmp_path / "profiler.csv").read()[0]
+    assert 0 < float(first["cpu_pct"]) <= 100
 
 
 def test_a_short_last_row_claims_no_rate_that_nobody_saw(tmp_path: Path) -> None:

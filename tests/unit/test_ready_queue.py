@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 import threading
@@ -62,7 +63,8 @@ def test_depths_and_length(queue_type: QueueType) -> None:
 
 @IMPLEMENTATIONS
 @pytest.mark.parametrize(
-    "given", [(3, 0, 0, 0), (-1, 0, 0, 0), (0, 2**31, 0, 0), (0, 0, -1, 0), (0, 0, 2**64, 0), (0, 0, 0, 2**64), (0, 0, 0, 0, 2)]
+    "given",
+    [(3, 0, 0, 0), (-1, 0, 0, 0), (0, 2**31, 0, 0), (0, 0, -1, 0), (0, 0, 2**64, 0), (0, 0, 0, 2**64), (0, 0, 0, 0, 2)],
 )
 def test_numbers_out_of_range_are_refused(queue_type: QueueType, given: tuple[int, ...]) -> None:
     queue = queue_type(2)
@@ -120,7 +122,11 @@ def test_the_native_queue_loses_and_doubles_nothing_under_threads() -> None:
 def test_the_environment_chooses_the_implementation(value: str, module: str) -> None:
     script = "from pysched.engine.queue import ReadyQueue; print(ReadyQueue.__module__)"
     done = subprocess.run(
-        [sys.executable, "-c", script], env={"PYSCHED_CORE": value}, capture_output=True, text=True, check=True
+        [sys.executable, "-c", script],
+        env={**os.environ, "PYSCHED_CORE": value},
+        capture_output=True,
+        text=True,
+        check=True,
     )
     assert done.stdout.strip() == module
 
@@ -170,5 +176,5 @@ class QueueMachine(RuleBasedStateMachine):
             assert self.native.pop(0) == self.python.pop(0)
 
 
-QueueMachine.TestCase.settings = settings(max_examples=60, stateful_step_count=40, deadline=None)
+QueueMachine.TestCase.settings = settings(max_examples=60, stateful_step_count=40, deadline=None, database=None)
 TestQueueMachine = QueueMachine.TestCase

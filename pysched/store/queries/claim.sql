@@ -36,7 +36,7 @@ WITH due AS (
 SELECT n, CASE WHEN n > 0 THEN pg_notify('pysched', 'ready')::text END FROM counted;
 
 -- name: next_due
-SELECT greatest(extract(epoch FROM min(due_at) - clock_timestamp()), 0)::float8
+SELECT extract(epoch FROM min(due_at) - clock_timestamp())::float8
 FROM pysched.tasks WHERE place = 'scheduled';
 
 -- name: start

@@ -152,7 +152,9 @@ WITH changed AS (
 ), outbox AS (
     DELETE FROM pysched.undelivered WHERE task_id = %(id)s
 )
-SELECT state, CASE WHEN state = 'queued' THEN pg_notify('pysched', 'ready')::text END FROM changed;
+-- Also for a needed task that is queued: a claim may just have passed it over because of our lock.
+SELECT state, CASE WHEN state = 'queued' OR %(passed_over)s::boolean THEN pg_notify('pysched', 'ready')::text END
+FROM changed;
 
 -- name: tally
 INSERT INTO pysched.tallies AS t (source, kind, priority, total)

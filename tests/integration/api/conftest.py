@@ -18,12 +18,14 @@ import httpx2 as httpx
 import pytest
 
 from pysched.api.app import create_app
+from pysched.api.context import FindLogs
 from pysched.api.problems import MEDIA_TYPE
-from pysched.model import Claim, Exit, NodeInfo, Outcome, Priority, Started, State
+from pysched.model import Claim, Exit, NodeInfo, Outcome, Priority, Started
 from pysched.policy import RetryRule, verdict
 from pysched.settings import Settings
 from pysched.store.store import Store
 from pysched.task import Task
+from tests.database import NewDatabase
 from tests.integration.api.control_plane import running
 
 TOKEN = "a-token-for-tests"
@@ -81,6 +83,12 @@ class Worker:
         assert lost == []
         self._store.promote()
 
+    def run_all(self, **how: Any) -> None:
+        """One attempt of everything that can be claimed."""
+        self.claim()
+        for task_id in list(self._held):
+            self.run(task_id, **how)
+
     def run(self, task_id: str, **how: Any) -> None:
         """One attempt from claim to end."""
         self.start(task_id)
@@ -111,11 +119,17 @@ class Api:
         return task_id
 
     @contextmanager
-    def served_with(self, *, settings: Settings | None = None, **methods: Callable[..., Any]) -> Iterator[httpx.Client]:
+    def served_with(
+        self,
+        *,
+        settings: Settings | None = None,
+        log_files: FindLogs | None = None,
+        **methods: Callable[..., Any],
+    ) -> Iterator[httpx.Client]:
         """A client of a second control plane on the same store, some of whose methods are replaced."""
         own = {name: getattr(self.store, name) for name in dir(self.store) if not name.startswith("_")}
         store = cast("Store", types.SimpleNamespace(**{**own, **methods}))
-        app = create_app(store, settings or self.settings, token=TOKEN)
+        app = create_app(store, settings or self.settings, token=TOKEN, log_files=log_files)
         with running(app) as url, client(url) as http_client:
             yield http_client
 
@@ -153,31 +167,19 @@ def assert_problem(answer: httpx.Response, status: int) -> dict[str, Any]:
 
 
 @pytest.fixture(scope="module")
-def api(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Api]:
-    import os, psycopg
-
-    name = f"t{uuid.uuid4().hex}"
-    base = os.environ["PG_SCRATCH"]
-    with psycopg.connect(base + "/postgres", autocommit=True) as conn:
-        conn.execute(f"CREATE DATABASE {name}")
-    database_url = f"{base}/{name}"
+def api(tmp_path_factory: pytest.TempPathFactory, new_database: NewDatabase) -> Iterator[Api]:
     settings = Settings(home=tmp_path_factory.mktemp("home"))
-    with Store(database_url) as store:
-        from pysched.store.migrate import migrations
-
-        with psycopg.connect(database_url, autocommit=True) as conn:
-            conn.execute("CREATE SCHEMA pysched")
-            for m in migrations():
-                conn.execute(m.script)
-        with running(create_app(store, settings, token=TOKEN)) as url, client(url) as http_client:
-            yield Api(
-                database_url=database_url,
-                store=store,
-                settings=settings,
-                url=url,
-                http=http_client,
-                worker=Worker(store),
-            )
-
-
-_ = State
+    with (
+        new_database() as database_url,
+        Store(database_url) as store,
+        running(create_app(store, settings, token=TOKEN)) as url,
+        client(url) as http_client,
+    ):
+        yield Api(
+            database_url=database_url,
+            store=store,
+            settings=settings,
+            url=url,
+            http=http_client,
+            worker=Worker(store),
+        )

@@ -27,7 +27,7 @@ def run(program: Path, *arguments: str, home: Path, token: str | None = None) ->
     if token is not None:
         environ["PYSCHED_TOKEN"] = token
     return subprocess.run(
-        [sys.executable, str(program), *arguments], env=environ, cwd="/", capture_output=True, text=True, timeout=100
+        [sys.executable, str(program), *arguments], env=environ, cwd="/", capture_output=True, text=True, timeout=60
     )
 
 
@@ -39,8 +39,7 @@ def working(api: Api, *, exit_code: int = 0) -> Iterator[None]:
 
     def work() -> None:
         while not stop.wait(0.01):  # its poll interval
-            for claim in worker.claim():
-                worker.run(claim.key.id, exit_code=exit_code)
+            worker.run_all(exit_code=exit_code)
 
     thread = threading.Thread(target=work)
     thread.start()

@@ -13,6 +13,7 @@ from urllib.parse import urlsplit
 
 import httpx2 as httpx
 import pytest
+import structlog
 
 from pysched.api.app import create_app
 from pysched.api.security import allowed_hosts, is_loopback, load_or_create_token
@@ -210,8 +211,10 @@ class TestHeaders:
             raise RuntimeError("secret detail")
 
         monkeypatch.setattr(api.store, "stats", broken)
-        answer = api.http.get("/stats")
+        with structlog.testing.capture_logs() as logged:
+            answer = api.http.get("/stats")
         assert_problem(answer, 500)
+        assert [entry["log_level"] for entry in logged] == ["error"]
         assert "secret" not in answer.text
         assert "Traceback" not in answer.text
         assert answer.headers["x-content-type-options"] == "nosniff"

@@ -168,4 +168,6 @@ def _await_refusal(url: str) -> bool:
             socket.create_connection((host, int(port)), timeout=1).close()
         except ConnectionRefusedError:
             return True
+        except ConnectionResetError:
+            continue  # closed between this connection and its acceptance
     return False

@@ -152,11 +152,9 @@ class TestGroupCommit:
             assert gate.wait(30)
             return accept(tasks, **how)
 
-        parse = submit_module.parse_task
-
         def counted(body: bytes) -> Task:
             all_sent.release()
-            return parse(body)
+            return parse_task(body)
 
         monkeypatch.setattr(submit_module, "parse_task", counted)
         with api.served_with(accept=slow) as client, ThreadPoolExecutor(64) as pool:
@@ -294,6 +292,16 @@ class TestMirror:
         assert {path.name for path in folder.iterdir()} == {f"{each}.task" for each in ids}
         mirrored = parse_task((folder / f"{task['id']}.task").read_bytes())
         assert mirrored == parse_task(task)
+
+    def test_a_task_that_was_known_is_not_mirrored_again(self, api: Api, tmp_path: Path) -> None:
+        task, folder = {"id": new_id()}, tmp_path / "mirror"
+        with mirroring(api, folder, tmp_path) as client:
+            assert client.post("/submit", json=task).status_code == 201
+        (folder / f"{task['id']}.task").unlink()  # as the node does that takes it in
+        with mirroring(api, folder, tmp_path) as client:
+            assert client.post("/submit", json=task).status_code == 200
+            assert client.post("/submit/batch", json=[task]).status_code == 200
+        assert list(folder.iterdir()) == []
 
     def test_the_store_takes_the_file_for_the_same_task(self, api: Api, tmp_path: Path) -> None:
         with mirroring(api, tmp_path / "mirror", tmp_path) as client:

@@ -3,15 +3,26 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+import psycopg
 import pytest
+from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
+from pysched.api.app import create_app
 from pysched.api.tasks import LOG_BYTES
 from pysched.errors import DatabaseUnreachable
 from pysched.model import State, new_id
-from tests.integration.api.conftest import Api, assert_problem
+from pysched.settings import Settings
+from pysched.store.store import Store
+from tests.database import NewDatabase
+from tests.integration.api.conftest import TOKEN, Api, assert_problem
+from tests.integration.api.conftest import client as http_client
+from tests.integration.api.control_plane import running
 
 BAD_IDS = ["..", ".hidden", "%2e%2e", "a%20b", "a%0a", "-a", "a" * 129, "a%00", "%ff"]
 
@@ -56,7 +67,9 @@ class TestList:
         seen: list[str] = []
         before: int | None = None
         while True:
-            query = {"type": "ml", "priority": "low", "limit": 3} | ({} if before is None else {"before": before})
+            query: dict[str, str | int] = {"type": "ml", "priority": "low", "limit": 3}
+            if before is not None:
+                query["before"] = before
             page = api.http.get("/tasks", params=query).json()
             seen += [task["id"] for task in page["tasks"]]
             if before is None:
@@ -163,6 +176,24 @@ class TestLogs:
         assert api.http.get(f"/tasks/{task_id}/logs?attempt=1").content == b"1"
         assert_problem(api.http.get(f"/tasks/{task_id}/logs?attempt=3"), 404)
 
+    def test_an_attempt_that_runs_shows_what_it_has_written_so_far(self, api: Api, tmp_path: Path) -> None:
+        task_id = api.submit()
+        api.worker.start(task_id)
+        assert api.http.get(f"/tasks/{task_id}/logs").content == b""  # nobody told this server where to look
+
+        def find(asked: str, attempt: int) -> Any:
+            stem = tmp_path / f"{asked}.{attempt}"
+            return SimpleNamespace(stdout=f"{stem}.out", stderr=f"{stem}.err")
+
+        with api.served_with(log_files=find) as client:
+            path = f"/tasks/{task_id}/logs"
+            assert_problem(client.get(path), 404)  # on another machine
+            (tmp_path / f"{task_id}.1.out").write_bytes(b"so far")
+            answer = client.get(path)
+            assert (answer.content, answer.headers["x-attempt"]) == (b"so far", "1")
+            assert_problem(client.get(f"{path}?stream=stderr"), 404)
+        api.worker.finish(task_id)
+
     def test_a_file_that_is_gone_or_was_replaced_is_not_found(self, api: Api, tmp_path: Path) -> None:
         task_id = api.task_with_logs(tmp_path, stdout=b"x")
         path = Path(api.store.get(task_id)["attempts"][0]["stdout"])
@@ -228,7 +259,29 @@ class TestHealth:
         api.submit()
         assert api.http.get("/health").json()["queued"] == queued + 1
 
-    def test_a_database_that_went_away_makes_503(self, api: Api) -> None:
+    def test_a_database_that_goes_away_and_comes_back(self, new_database: NewDatabase, tmp_path: Path) -> None:
+        with new_database() as url, Store(url, connect_timeout_s=1) as store, administrator(url) as (shut, open_again):
+            app = create_app(store, Settings(home=tmp_path), token=TOKEN)
+            with running(app) as api_url, http_client(api_url) as client:
+                assert client.post("/submit", json={"id": "before"}).status_code == 201
+                shut()
+                assert client.get("/health").status_code == 503
+                headers = {"Content-Type": "application/json"}
+                for method, path, content in [
+                    ("POST", "/submit", b"{}"),
+                    ("POST", "/submit/batch", b"[{}]"),
+                    ("GET", "/stats", b""),
+                ]:
+                    answer = client.request(method, path, content=content, headers=headers)
+                    assert_problem(answer, 503)
+                    assert answer.headers["retry-after"] == "1"
+                open_again()
+                # Each try waits up to a second for a connection; the pool makes one within a few.
+                tries = (client.post("/submit", json={"id": "before"}).status_code for _ in range(30))
+                assert next(status for status in tries if status != 503) == 200
+                assert client.get("/health").status_code == 200
+
+    def test_what_went_wrong_with_the_database_is_for_the_log(self, api: Api) -> None:
         def down() -> Any:
             raise DatabaseUnreachable("db.internal:5432 refused")
 
@@ -244,3 +297,19 @@ class TestHealth:
         task_id = api.submit()
         api.worker.run(task_id)
         assert str(api.worker.incarnation) in [node["incarnation"] for node in api.http.get("/nodes").json()["nodes"]]
+
+
+@contextmanager
+def administrator(url: str) -> Iterator[tuple[Callable[[], None], Callable[[], None]]]:
+    """What takes a database away from everybody, and what gives it back."""
+    name = conninfo_to_dict(url)["dbname"]
+    with psycopg.connect(make_conninfo(url, dbname="postgres"), autocommit=True) as conn:
+
+        def shut() -> None:
+            conn.execute(f"ALTER DATABASE {name} ALLOW_CONNECTIONS false")
+            conn.execute("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = %s", (name,))
+
+        def open_again() -> None:
+            conn.execute(f"ALTER DATABASE {name} ALLOW_CONNECTIONS true")
+
+        yield shut, open_again

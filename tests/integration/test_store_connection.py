@@ -1,0 +1,195 @@
+"""The connection itself: what is said when there is none, and life after one was lost."""
+
+from __future__ import annotations
+
+import socket
+import threading
+from collections.abc import Iterator
+
+import psycopg
+import pytest
+from psycopg.conninfo import make_conninfo
+
+from pysched.errors import DatabaseUnreachable, StoreError
+from pysched.store.store import Store
+from tests.integration.store_driver import SOURCE, Node, accept, begin, task
+
+
+@pytest.fixture
+def silent_port() -> Iterator[int]:
+    """Takes connections and never answers."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        yield server.getsockname()[1]
+
+
+def unreachable(url: str, **options: float) -> str:
+    store = Store(url, **options)  # type: ignore[arg-type]
+    with pytest.raises(DatabaseUnreachable) as caught:
+        store.open()
+    text = str(caught.value)
+    assert "\n" not in text
+    assert "s3cret" not in text
+    return text
+
+
+class TestUnreachable:
+    def test_nobody_listens(self) -> None:
+        with socket.create_server(("127.0.0.1", 0)) as server:
+            port = server.getsockname()[1]
+        text = unreachable(f"postgresql://me:s3cret@127.0.0.1:{port}/tasks")
+        assert f"127.0.0.1:{port} (database tasks)" in text
+        assert "refused" in text
+
+    def test_no_socket(self, tmp_path: object) -> None:
+        assert str(tmp_path) in unreachable(f"postgresql:///tasks?host={tmp_path}&password=s3cret&user=me")
+
+    def test_nobody_answers(self, silent_port: int) -> None:
+        text = unreachable(f"postgresql://me:s3cret@127.0.0.1:{silent_port}/tasks", connect_timeout_s=1)
+        assert f"127.0.0.1:{silent_port}" in text
+        assert "timeout" in text
+
+    def test_no_such_database(self, database_url: str) -> None:
+        assert "nothing_here" in unreachable(database_url.replace("/test_", "/nothing_here_"))
+
+    def test_wrong_password(self, database_url: str) -> None:
+        assert "password authentication failed" in unreachable(make_conninfo(database_url, password="s3cret"))
+
+    @pytest.mark.parametrize(
+        "url",
+        [
+            "postgresql://me:x@host:s3cret/",
+            "postgresql://me:x@s3cret@host/",
+            "postgresql://me:s3cret%zz@host/",
+            "host=h passwort=s3cret",
+            "s3cret",
+        ],
+    )
+    def test_no_connection_string(self, url: str) -> None:
+        with pytest.raises(DatabaseUnreachable) as caught:
+            Store(url)
+        assert "postgresql://USER:PASSWORD@HOST:PORT/NAME" in str(caught.value)
+        assert "s3cret" not in str(caught.value)
+
+
+def terminate_all(url: str) -> None:
+    with psycopg.connect(url, autocommit=True) as conn:
+        conn.execute(
+            "SELECT pg_terminate_backend(pid, 10000) FROM pg_stat_activity"
+            " WHERE datname = current_database() AND pid <> pg_backend_pid()"
+        )
+
+
+def test_connections_that_the_server_closed_are_replaced_unseen(store: Store, store_url: str) -> None:
+    accept(store, task("a"))
+    terminate_all(store_url)
+    assert [row["id"] for row in store.list(limit=1)] == ["a"]
+    terminate_all(store_url)
+    assert accept(store, task("b"))[0].created
+
+
+def test_a_connection_that_breaks_in_the_middle_is_told(store: Store, store_url: str) -> None:
+    accept(store, task("a"))
+    node = Node(store)
+    errors: list[Exception] = []
+
+    def claim() -> None:
+        try:
+            store.cancel("a")
+        except StoreError as error:
+            errors.append(error)
+
+    with psycopg.connect(store_url) as other, psycopg.connect(store_url, autocommit=True) as killer:
+        other.execute("SELECT FROM pysched.tasks FOR UPDATE")
+        waiting = begin(claim)
+        victim = None
+        while victim is None:
+            victim = killer.execute("SELECT pid FROM pg_stat_activity WHERE wait_event_type = 'Lock'").fetchone()
+        killer.execute("SELECT pg_terminate_backend(%s)", victim)
+        waiting.join()
+    (error,) = errors
+    assert isinstance(error, DatabaseUnreachable)
+    assert len(node.claim()) == 1  # nothing was written, and the store works on
+
+
+def test_a_refusal_of_the_server_is_no_lost_connection(store: Store, store_url: str) -> None:
+    with psycopg.connect(store_url, autocommit=True) as conn:
+        name = conn.info.dbname
+        conn.execute(f"ALTER DATABASE {name} SET default_transaction_read_only = on")
+    try:
+        with Store(store_url) as readonly, pytest.raises(StoreError, match="read-only") as caught:
+            readonly.set_paused(True)
+        assert not isinstance(caught.value, DatabaseUnreachable)
+    finally:
+        with psycopg.connect(store_url, autocommit=True) as conn:
+            conn.execute("SET default_transaction_read_only = off")
+            conn.execute(f"ALTER DATABASE {name} RESET default_transaction_read_only")
+
+
+def test_a_closed_store_says_so(store_url: str) -> None:
+    store = Store(store_url)
+    store.open()
+    store.close()
+    with pytest.raises(DatabaseUnreachable, match="closed"):
+        store.ping()
+
+
+def test_acknowledgements_are_durable_whatever_the_default(store: Store, store_url: str) -> None:
+    with psycopg.connect(store_url, autocommit=True) as conn:
+        name = conn.info.dbname
+        conn.execute(f"ALTER DATABASE {name} SET synchronous_commit = off")
+    try:
+        with Store(store_url) as durable, durable._database.session() as session:
+            assert session.execute("SHOW synchronous_commit").fetchone() == ("on",)
+    finally:
+        with psycopg.connect(store_url, autocommit=True) as conn:
+            conn.execute(f"ALTER DATABASE {name} RESET synchronous_commit")
+
+
+class TestNotifications:
+    def test_are_heard(self, store: Store, store_url: str) -> None:
+        assert list(store.notifications(0.01)) == []  # from now on
+        with Store(store_url) as other:
+            accept(other, task("a"))
+            node = Node(other)
+            node.start(node.key())
+            other.cancel("a")
+        heard = []
+        for payload in store.notifications(30):
+            heard.append(payload)
+            if len(heard) == 2:
+                break
+        assert heard == ["ready", "cancel"]
+
+    def test_only_of_what_others_can_use(self, store: Store) -> None:
+        assert list(store.notifications(0.01)) == []
+        accept(store, task("later", delay_s=99.0))
+        accept(store, task("blocked", after=["later"]))
+        store.cancel("later")
+        store.set_paused(False)
+        store.accept([task("end")], source=SOURCE, atomic=False)
+        assert next(iter(store.notifications(30))) == "ready"
+        assert list(store.notifications(0.05)) == []
+
+    def test_are_heard_again_after_the_connection_was_lost(self, store: Store, store_url: str) -> None:
+        assert list(store.notifications(0.01)) == []
+        terminate_all(store_url)
+        with pytest.raises(DatabaseUnreachable):
+            list(store.notifications(30))
+        assert list(store.notifications(0.01)) == []
+        accept(store, task("a"))
+        assert next(iter(store.notifications(30))) == "ready"
+
+    def test_close_waits_for_the_listener(self, store_url: str) -> None:
+        store = Store(store_url)
+        store.open()
+        listening = threading.Event()
+
+        def listen() -> None:
+            for _ in range(3):
+                list(store.notifications(0.05))
+                listening.set()
+
+        thread = begin(listen)
+        assert listening.wait(30)
+        thread.join()
+        store.close()

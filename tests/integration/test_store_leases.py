@@ -1,0 +1,115 @@
+"""Nodes come, live by their lease, and go; what they held is found."""
+
+from __future__ import annotations
+
+import uuid
+from functools import partial
+
+from pysched.model import State
+from pysched.store.store import Store
+from tests.integration.store_driver import Node, accept, at_once, ids, outcome, states, success, task
+
+
+def test_a_node_is_listed_while_it_lives(store: Store, store_url: str) -> None:
+    node, other = Node(store), Node(store)
+    listed = store.nodes()
+    assert [row["incarnation"] for row in listed] == [str(node.incarnation), str(other.incarnation)]
+    assert {"home": str(node.home), "host": "host", "workers": 4, "draining": False}.items() <= listed[0].items()
+    assert listed[0]["lease_until"] > listed[0]["renewed_at"]
+    store.end_node(node.incarnation)
+    other.expire(store_url)
+    assert store.nodes() == []
+
+
+def test_renewal_tells_how_much_runs(store: Store, store_url: str) -> None:
+    node = Node(store)
+    node.expire(store_url)
+    assert store.renew(node.incarnation, 60, running=3)  # late, but nobody had noticed
+    assert store.nodes()[0]["running"] == 3
+
+
+def test_who_was_swept_or_has_ended_cannot_renew(store: Store, store_url: str) -> None:
+    swept, ended = Node(store), Node(store)
+    swept.expire(store_url)
+    assert store.abandoned(10) == []
+    store.end_node(ended.incarnation)
+    for node in (swept, ended):
+        assert not store.renew(node.incarnation, 60, running=0)
+        store.register(node.info, 60)  # says the same again, after a lost answer: no second life
+        assert not store.renew(node.incarnation, 60, running=0)
+    assert not store.renew(uuid.uuid4(), 60, running=0)
+
+
+def test_registering_twice_is_once(store: Store) -> None:
+    node = Node(store)
+    store.register(node.info, 60)
+    assert len(store.nodes()) == 1
+
+
+def test_a_new_incarnation_ends_those_before_it_in_its_home_alone(store: Store) -> None:
+    home = uuid.uuid4()
+    before, elsewhere = Node(store, home=home), Node(store)
+    accept(store, task("a"))
+    key = before.key()
+    after = Node(store, home=home)
+    assert store.take_over(home, after.incarnation) == 1
+    assert store.take_over(home, after.incarnation) == 0
+    assert not store.renew(before.incarnation, 60, running=0)
+    assert store.renew(elsewhere.incarnation, 60, running=0)
+    assert [item.claim.key for item in store.abandoned(10)] == [key]
+
+
+def test_what_a_node_that_lives_holds_is_not_abandoned(store: Store) -> None:
+    accept(store, task("a"))
+    Node(store).claim()
+    assert store.abandoned(10) == []
+
+
+def test_abandoned_tells_what_had_started(store: Store, store_url: str) -> None:
+    accept(store, task("started"), task("claimed"))
+    node = Node(store)
+    started, claimed = [claim.key for claim in node.claim()]
+    node.start(started)
+    node.expire(store_url)
+    first, second = store.abandoned(10)
+    assert (first.claim.key, first.node, first.pid) == (started, str(node.incarnation), 7)
+    assert first.started_at is not None
+    assert (second.claim.key, second.pid, second.started_at) == (claimed, None, None)
+    assert second.claim.spec == "{}"
+    assert len(store.abandoned(1)) == 1
+
+
+def test_a_sweep_can_be_repeated_until_its_result_is_written(store: Store, store_url: str) -> None:
+    accept(store, task("a"))
+    node, sweeper = Node(store), Node(store)
+    key = node.key()
+    node.expire(store_url)
+    assert store.abandoned(10) == store.abandoned(10)
+    sweeper.finish(outcome(key, state=State.CANCELLED, next_state=State.QUEUED, reason="shutdown", counts=False))
+    assert store.abandoned(10) == []
+    assert ids(claim.key for claim in sweeper.claim()) == ["a"]
+
+
+def test_two_sweepers_write_one_end(store: Store, store_url: str) -> None:
+    accept(store, *(task(f"t{number}") for number in range(100)))
+    node, *sweepers = [Node(store) for _ in range(4)]
+    node.claim()
+    node.expire(store_url)
+
+    def sweep(sweeper: Node) -> int:
+        lost = [outcome(item.claim.key, state=State.FAILED, reason="lost") for item in store.abandoned(1_000)]
+        records, _ = sweeper.finish(*lost)
+        return len(records)
+
+    assert sum(at_once(*(partial(sweep, sweeper) for sweeper in sweepers))) == 100
+    assert store.stats()["states"]["failed"] == 100
+
+
+def test_until_somebody_has_ended_its_attempts_a_late_node_may(store: Store, store_url: str) -> None:
+    accept(store, task("a"))
+    node = Node(store)
+    key = node.key()
+    node.expire(store_url)
+    store.abandoned(10)
+    assert node.finish(success(key))[1] == []
+    assert states(store, "a") == ["succeeded"]
