@@ -30,8 +30,8 @@ class TestClaim:
         )
         order = ["high", "high-behind", "med-ranked", "med", "med-late", "low"]
         node = Node(store)
-        assert ids(claim.key for claim in node.claim(limit=2)) == order[:2]
-        assert ids(claim.key for claim in node.claim()) == order[2:]
+        assert ids(claim.key for claim in node.claim(limit=3)) == order[:3]
+        assert ids(claim.key for claim in node.claim()) == order[3:]
         assert node.claim() == []
 
     def test_no_lower_than_asked(self, store: Store) -> None:
@@ -60,6 +60,14 @@ class TestClaim:
         taken = [key for keys in at_once(*(partial(take, node) for node in nodes)) for key in keys]
         assert len(taken) == len(set(ids(taken))) == 2_000
         assert len({key.token for key in taken}) == 2_000
+
+    def test_a_task_that_somebody_looks_at_holds_nobody_up(self, store: Store, store_url: str) -> None:
+        accept(store, task("a"), task("b"))
+        node = Node(store)
+        with psycopg.connect(store_url) as other:
+            other.execute("SELECT FROM pysched.tasks WHERE id = 'a' FOR SHARE")
+            assert node.key().id == "b"
+        assert node.key().id == "a"
 
     def test_held_tells_it_again(self, store: Store) -> None:
         accept(store, task("a"), task("b"))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import socket
 import subprocess
 import sys
 from collections.abc import Callable
@@ -271,10 +272,17 @@ class TestDiscovery:
         assert "secret" not in repr(discover(token="secret"))
 
     def test_no_proxy_stands_before_loopback(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setenv("HTTP_PROXY", "http://127.0.0.1:2")
-        monkeypatch.setenv("ALL_PROXY", "http://127.0.0.1:2")
-        with Client("http://localhost:1", retries=0) as local, pytest.raises(ServerUnreachable, match="refused"):
-            local.stats()
+        with socket.socket() as proxy:
+            proxy.bind(("127.0.0.1", 0))
+            proxy.listen()
+            proxy.setblocking(False)
+            monkeypatch.setenv("HTTP_PROXY", f"http://127.0.0.1:{proxy.getsockname()[1]}")
+            monkeypatch.delenv("NO_PROXY", raising=False)
+            monkeypatch.delenv("no_proxy", raising=False)
+            with Client("http://127.0.0.1:1", retries=0, timeout_s=1) as local, pytest.raises(ServerUnreachable):
+                local.stats()
+            with pytest.raises(BlockingIOError):  # nobody came
+                proxy.accept()
 
 
 def test_importing_it_is_cheap() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import signal
@@ -16,9 +17,11 @@ from pathlib import Path
 import httpx2 as httpx
 import pytest
 
+from pysched.api.app import create_app
 from pysched.client import Client
 from pysched.home import ADDRESS_FILE
-from tests.integration.api.conftest import Api
+from pysched.task import parse_task
+from tests.integration.api.conftest import TOKEN, Api
 
 SERVE = """
 import sys
@@ -125,6 +128,18 @@ def test_a_second_signal_stops_at_once(api: Api, tmp_path: Path) -> None:
             process.communicate(timeout=5)
     assert process.returncode == 128 + signal.SIGTERM
     assert not (tmp_path / ADDRESS_FILE).exists()
+
+
+def test_what_has_stopped_takes_nothing_more(api: Api) -> None:
+    app = create_app(api.store, api.settings, token=TOKEN)
+
+    async def stopped() -> None:
+        async with app.router.lifespan_context(app):
+            pass
+        with pytest.raises(asyncio.QueueFull):
+            await app.state.context.acceptor.accept(parse_task({"id": "late"}), 1)
+
+    asyncio.run(stopped())
 
 
 def test_a_port_that_is_taken_is_one_line(api: Api, tmp_path: Path) -> None:
