@@ -18,6 +18,7 @@ from pysched.cli.lifeline import follow_parent
 @options.parent
 def command(parent_pid: int | None, **given: Any) -> None:
     """Serve the HTTP API: accept tasks, show them, cancel them.  A node elsewhere runs them."""
+    from pysched.api.security import check_exposure
     from pysched.api.server import serve
     from pysched.executors.files import LogFolder
     from pysched.home import Home
@@ -26,6 +27,8 @@ def command(parent_pid: int | None, **given: Any) -> None:
 
     logs.configure(debug=debugging())
     config = settings.load(**given)
+    if config.no_auth:
+        check_exposure(config.host, None, no_auth=True)  # before a database is started for nothing
     home = Home(config.home)
     home.prepare()
     follow_parent(parent_pid)

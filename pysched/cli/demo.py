@@ -61,7 +61,8 @@ def command(count: int, ml_ratio: float, workers: int, seed: int) -> int:
         console.print(f"[red]{len(mistakes)} things are not as they had to be[/]")
         return 1
     console.print(
-        f"[green]all {count} tasks ended exactly as expected, once each, in the database and in completed/[/]"
+        f"[green]all {count} tasks ended exactly as expected, once each, in the database and in completed/[/]",
+        soft_wrap=True,
     )
     return 0
 

@@ -11,8 +11,9 @@ import pytest
 from psycopg.conninfo import make_conninfo
 
 from pysched.errors import DatabaseUnreachable, StoreError
+from pysched.model import State
 from pysched.store.store import Store
-from tests.integration.store_driver import SOURCE, Node, accept, begin, task
+from tests.integration.store_driver import SOURCE, Node, accept, await_blocked, begin, outcome, states, task
 
 
 @pytest.fixture
@@ -145,6 +146,30 @@ def test_acknowledgements_are_durable_whatever_the_default(store: Store, store_u
             conn.execute(f"ALTER DATABASE {name} RESET synchronous_commit")
 
 
+def test_no_plan_scans_a_table_because_it_was_small_when_the_plan_was_made(store: Store, store_url: str) -> None:
+    accept(store, *(task(f"t{number}") for number in range(3)))
+    query = "EXPLAIN SELECT FROM pysched.tasks WHERE place = 'ready'"
+    with psycopg.connect(store_url, autocommit=True) as conn:
+        conn.execute("ANALYZE pysched.tasks")
+        assert "Seq Scan" in str(conn.execute(query).fetchall())
+    with store._database.session() as session:
+        assert "tasks_ready" in str(session.execute(query).fetchall())
+
+
+def test_the_victim_of_a_deadlock_begins_again(store: Store, store_url: str) -> None:
+    accept(store, task("a"), task("b", after=["a"]))
+    with psycopg.connect(store_url) as other:
+        other.execute("SET LOCAL deadlock_timeout = '1h'")  # so that it is the store's transaction that gives way
+        other.execute("SELECT FROM pysched.tasks WHERE id = 'b' FOR UPDATE")
+        cancelling = begin(lambda: store.cancel("a"))  # locks a, then waits for b
+        await_blocked(store_url)
+        other.execute("SELECT FROM pysched.tasks WHERE id = 'a' FOR UPDATE")
+        other.commit()
+        cancelling.join()
+    assert states(store, "a", "b") == ["cancelled", "cancelled"]
+    assert store.stats()["states"]["cancelled"] == 2
+
+
 class TestNotifications:
     def test_are_heard(self, store: Store, store_url: str) -> None:
         assert list(store.notifications(0.01)) == []  # from now on
@@ -169,6 +194,14 @@ class TestNotifications:
         store.accept([task("end")], source=SOURCE, atomic=False)
         assert next(iter(store.notifications(30))) == "ready"
         assert list(store.notifications(0.05)) == []
+
+    def test_of_a_task_that_is_handed_back(self, store: Store) -> None:
+        accept(store, task("a"))
+        node = Node(store)
+        key = node.key()
+        assert list(store.notifications(0.01)) == []
+        node.finish(outcome(key, state=State.CANCELLED, next_state=State.QUEUED, reason="shutdown", counts=False))
+        assert next(iter(store.notifications(30))) == "ready"
 
     def test_are_heard_again_after_the_connection_was_lost(self, store: Store, store_url: str) -> None:
         assert list(store.notifications(0.01)) == []

@@ -97,12 +97,3 @@ def test_another_encoding_is_refused(server: Server) -> None:
 
 def test_known_migrations_are_in_order() -> None:
     assert [migration.number for migration in migrate.migrations()] == list(range(1, len(migrate.migrations()) + 1))
-
-
-def test_no_query_goes_without_an_index_even_while_tables_are_small(url: str) -> None:
-    """The session's settings are what keeps a plan made for a small table from scanning a large one later."""
-    with Store(url) as store:
-        store.migrate()
-        with store._database.session() as conn:
-            plan = conn.execute("EXPLAIN SELECT FROM pysched.tasks WHERE place = 'ready' ORDER BY priority").fetchall()
-    assert "tasks_ready" in str(plan)
