@@ -162,8 +162,8 @@ class Task(BaseModel):
 
     @classmethod
     def from_spec(cls, task_id: str, spec: str | bytes) -> Task:
-        """The inverse of `spec`, for text that came out of the store."""
-        return cls.model_validate_json(spec).model_copy(update={"id": task_id})
+        """The inverse of `spec`, for text that came out of the store; `TaskError` if a newer version wrote it."""
+        return parse_task(spec).model_copy(update={"id": task_id})
 
 
 FIELDS = tuple(Task.model_fields)

@@ -14,6 +14,7 @@ from datetime import datetime, timezone
 
 from pysched import policy
 from pysched.engine.leftovers import Identity, end_leftovers
+from pysched.errors import TaskError
 from pysched.model import Abandoned, Exit, Outcome, Reason
 from pysched.task import Task
 
@@ -34,12 +35,16 @@ def outcomes(abandoned: Sequence[Abandoned]) -> list[Outcome]:
 
 
 def _outcome(item: Abandoned, now: datetime, jitter: float) -> Outcome:
-    task = Task.from_spec(item.claim.key.id, item.claim.spec)
+    try:
+        task = Task.from_spec(item.claim.key.id, item.claim.spec)
+        rule = policy.RetryRule(max_retries=task.max_retries, retry_delay_s=task.retry_delay_s)
+    except TaskError:  # written by a newer version: what it says of retries cannot be read here
+        rule = policy.RetryRule(max_retries=0, retry_delay_s=0)
     cause = Reason.LOST if item.started_at is not None else Reason.SHUTDOWN
     return policy.verdict(
         item.claim.key,
         Exit(pid=item.pid, started_at=item.started_at, finished_at=now, cause=cause),
         failures=item.claim.failures,
-        rule=policy.RetryRule(max_retries=task.max_retries, retry_delay_s=task.retry_delay_s),
+        rule=rule,
         jitter=jitter,
     )

@@ -135,6 +135,21 @@ def test_jobs_of_a_killed_node_are_ended_before_they_run_again(site: Site) -> No
     assert len(pids.read_text().split()) == 2
 
 
+def test_a_task_of_a_newer_version_fails_alone(site: Site) -> None:
+    site.node(workers=1)
+    with psycopg.connect(site.database, autocommit=True) as connection:
+        connection.execute(
+            "insert into pysched.tasks (id, name, type, priority, rank, spec, state, submitted_at) "
+            "values ('newer', 'newer', 'system', 0, 0, '{\"colour\": 1}', 'queued', now())"
+        )
+    site.drop("ordinary", {"command": "true"})
+    newer = site.done("newer")
+    assert (newer["status"], newer["attempts"]) == ("failed", 1)
+    assert newer["reason"].startswith("spawn: ")
+    assert "colour" in newer["reason"]
+    assert site.done("ordinary")["status"] == "succeeded"
+
+
 def test_a_database_that_does_not_answer_is_one_line(site: Site, tmp_path: Path) -> None:
     site.database = f"postgresql://nobody:secret@/none?host={tmp_path}"
     process = site.start("run", "--queue", str(site.queue))
