@@ -52,7 +52,6 @@ class Database:
         self._url = url
         self._timeout_s = connect_timeout_s
         given = _parse(url)
-        self._password = str(given.get("password") or "")
         self._where = _where(given)
         options: dict[str, Any] = {name: value for name, value in _KEEPALIVE.items() if name not in given}
         options.setdefault("application_name", given.get("application_name") or "pysched")
@@ -155,8 +154,6 @@ class Database:
         if isinstance(error, PoolTimeout):
             return DatabaseUnreachable(f"PostgreSQL at {self._where} does not answer within {self._timeout_s:g} s")
         text = _one_line(str(error))
-        if self._password:
-            text = text.replace(self._password, "***")
         code = error.sqlstate
         away = isinstance(error, psycopg.OperationalError) and (
             code is None or code.startswith(("08", "57P")) or code == "53300"  # connection, shutdown, too many clients

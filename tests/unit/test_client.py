@@ -12,7 +12,8 @@ from pathlib import Path
 import httpx2 as httpx
 import pytest
 
-from pysched.client import RETRIES, Client, discover
+from pysched.client import RETRIES, Client
+from pysched.discovery import discover
 from pysched.errors import (
     ConflictError,
     InputError,
@@ -35,7 +36,7 @@ def _alone(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """No environment and no home of the person who runs the tests; no waiting between tries."""
     for name in ("PYSCHED_URL", "PYSCHED_TOKEN", "PYSCHED_HOME"):
         monkeypatch.delenv(name, raising=False)
-    monkeypatch.setattr("pysched.client.default_home", lambda: tmp_path / "default-home")
+    monkeypatch.setattr("pysched.discovery.default_home", lambda: tmp_path / "default-home")
     monkeypatch.setattr("pysched.client.BACKOFF_S", 0.0)
     monkeypatch.setattr("pysched.client.RETRY_AFTER_MAX_S", 0.0)
 
