@@ -41,7 +41,7 @@ class Server:
             conn.execute("ALTER SYSTEM SET fsync = off")
             conn.execute("SELECT pg_reload_conf()")
             conn.execute("CREATE DATABASE pysched_template")
-            with Store(self._url_of("pysched_template")) as store:
+            with Store(self._url_of("pysched_template"), connect_timeout_s=60) as store:
                 store.migrate()
             conn.execute("CREATE DATABASE pysched_shared TEMPLATE pysched_template")
 
@@ -140,5 +140,5 @@ def store_url(server: Server) -> str:
 
 @pytest.fixture
 def store(store_url: str) -> Iterator[Store]:
-    with Store(store_url, pool_size=8) as store:
+    with Store(store_url, pool_size=8, connect_timeout_s=60) as store:  # patient: the machine may be busy
         yield store

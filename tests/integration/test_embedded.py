@@ -262,11 +262,20 @@ class TestPlaces:
         assert not folder.exists()
         EmbeddedServer(long).destroy()
 
-    def test_a_socket_folder_of_others_is_not_used(self, home: Path) -> None:
+    @pytest.mark.parametrize(
+        ("mode", "mine"),
+        [
+            pytest.param(0o755, True, id="open"),
+            pytest.param(0o700, False, id="of another user", marks=pytest.mark.skipif(not ROOT, reason="needs root")),
+        ],
+    )
+    def test_a_socket_folder_of_others_is_not_used(self, home: Path, mode: int, mine: bool) -> None:
         long = home / ("x" * 200)
         long.mkdir(parents=True, mode=0o711)
         folder = place(long, Owner.current()).socket_folder
-        folder.mkdir(mode=0o755)
+        folder.mkdir(mode=mode)
+        if mine:
+            Owner.current().give(folder)
         try:
             with pytest.raises(EmbeddedError, match="private folder"), EmbeddedServer(long).running():
                 pass

@@ -43,7 +43,7 @@ def test_twice_is_once(url: str) -> None:
 
 def test_by_many_at_once(url: str) -> None:
     def start() -> None:
-        with Store(url) as store:
+        with Store(url, connect_timeout_s=60) as store:
             store.migrate()
 
     at_once(*[start] * 6)
