@@ -143,7 +143,7 @@ class Deliverer:
         *,
         write: Callable[[Sequence[Record]], None],
         undelivered: Callable[[int], Sequence[Record]],
-        delivered: Callable[[Sequence[str]], None],
+        delivered: Callable[[Sequence[Record]], None],
     ) -> None:
         self._write = write
         self._undelivered = undelivered
@@ -199,4 +199,4 @@ class Deliverer:
     def _settle(self, records: Sequence[Record]) -> None:
         if records:
             self._write(records)
-            self._delivered([record.id for record in records])
+            self._delivered(records)

@@ -108,10 +108,11 @@ def undelivered(database: Database, home: uuid.UUID, limit: int) -> list[Record]
     return [record_of(row) for row in database.execute(_QUERIES.undelivered, {"home": home, "limit": limit})]
 
 
-def delivered(database: Database, ids: Sequence[str]) -> None:
+def delivered(database: Database, records: Sequence[Record]) -> None:
     """See `Store.delivered`."""
-    if ids:
-        database.execute(_QUERIES.delivered, {"ids": list(ids)})
+    if records:
+        columns = {"ids": [each.id for each in records], "ends": [each.finished_at for each in records]}
+        database.execute(_QUERIES.delivered, columns)
 
 
 def record_of(row: Sequence[Any]) -> Record:

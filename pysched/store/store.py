@@ -207,9 +207,9 @@ class Store:
         """Records whose `.done` this home owes; those of tasks that never ran become the first home's that asks."""
         return ending.undelivered(self._database, home, limit)
 
-    def delivered(self, ids: Sequence[str]) -> None:
+    def delivered(self, records: Sequence[Record]) -> None:
         """Their `.done` files are durable."""
-        ending.delivered(self._database, ids)
+        ending.delivered(self._database, records)
 
     def record(self, task_id: str) -> Record:
         """A terminal task's record; `NotFoundError`, or `InputError` if the task has not ended."""

@@ -109,7 +109,7 @@ def test_up_serves_runs_and_leaves_nothing(everything: Everything) -> None:
 def test_up_starts_a_killed_node_again(everything: Everything) -> None:
     everything.up()
     with Client(home=everything.home) as client:
-        (node,) = client.nodes()
+        (node,) = wait_until(client.nodes, "the node to register")
         os.kill(node["pid"], signal.SIGKILL)
         wait_until(lambda: [n["pid"] for n in client.nodes() if n["pid"] != node["pid"]], "another node")
         accepted = client.submit({"command": "true"})

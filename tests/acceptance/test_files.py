@@ -107,7 +107,7 @@ def test_retries_timeout_and_spawn_failures(site: Site) -> None:
     site.node()
     site.drop("flaky", {"command": 'test "$PYSCHED_ATTEMPT" = 3', "retry_delay_s": 0.01})
     site.drop("never", {"command": "kill -SEGV $$", "max_retries": 1, "retry_delay_s": 0})
-    site.drop("hangs", {"command": "trap '' TERM; sleep 600", "timeout_s": 0.2, "grace_s": 0.1, "max_retries": 0})
+    site.drop("hangs", {"command": "trap '' TERM; sleep 600", "timeout_s": 2, "grace_s": 0.1, "max_retries": 0})
     site.drop("absent", {"command": ["/no/such/program"], "max_retries": 0})
     site.drop("unfound", {"command": ["no-such-program-in-path"], "max_retries": 0})
     site.drop("nowhere", {"command": "true", "cwd": "/no/such/folder", "max_retries": 0})

@@ -410,10 +410,23 @@ class TestRecords:
         owed = store.undelivered(node.home, 10)
         assert sorted(ids(owed)) == ["a", "b"]
         assert owed[0] == store.record(owed[0].id)
-        store.delivered([owed[0].id])
+        store.delivered([owed[0]])
         store.delivered([])
         assert ids(store.undelivered(node.home, 10)) == [owed[1].id]
         assert len(store.undelivered(node.home, 1)) == 1
+
+    def test_a_late_delivery_does_not_settle_a_newer_end(self, store: Store) -> None:
+        accept(store, task("a"))
+        node = Node(store)
+        node.run(State.FAILED, "exit 1")
+        (old,) = store.undelivered(node.home, 10)
+        store.retry("a")
+        node.run(State.FAILED, "exit 1")
+        store.delivered([old])
+        (new,) = store.undelivered(node.home, 10)
+        assert new.finished_at > old.finished_at
+        store.delivered([new])
+        assert store.undelivered(node.home, 10) == []
 
     def test_to_the_home_that_ran_it(self, store: Store) -> None:
         accept(store, task("a"))

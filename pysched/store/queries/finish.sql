@@ -182,7 +182,10 @@ WHERE finished_at IS NOT NULL
 LIMIT %(limit)s::integer;
 
 -- name: delivered
-DELETE FROM pysched.undelivered WHERE task_id = ANY(%(ids)s::text[]);
+-- Only for the end that was written: a task that was run again meanwhile owes a file for its new one.
+DELETE FROM pysched.undelivered AS u
+USING unnest(%(ids)s::text[], %(ends)s::timestamptz[]) AS w (id, finished_at), pysched.tasks AS t
+WHERE u.task_id = w.id AND t.id = w.id AND t.finished_at = w.finished_at;
 
 -- name: record
 SELECT id, name, type, priority, state, reason, exit_code, signal, attempts, node, submitted_at, started_at, finished_at,
