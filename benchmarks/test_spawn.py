@@ -12,7 +12,7 @@ from benchmarks.race import Race, program
 CORE_LOOP = (sys.executable, str(Path(__file__).with_name("core_loop.py")))
 WORKERS = 8
 COUNT = 600
-ROUNDS = 15
+ROUNDS = 9
 
 
 def test_true_as_fast_as_the_best_posix_spawn_loop(baseline: Baseline, say: Callable[[str], None]) -> None:
