@@ -143,6 +143,7 @@ class Node:
         )
         self._listener = Listener(
             store.notifications,
+            store.hush,
             {"ready": self._dispatcher.work, "cancel": lambda: self._cancel(store.cancellations(self._incarnation))},
         )
         self._intake = Intake(settings.queue_folder, lambda tasks: self._accept(store, tasks), poll_s=settings.poll_s)

@@ -32,7 +32,7 @@ node = apply(
     click.option("--lanes", type=int, help="Native dispatch threads; by default one a processor."),
     click.option("--queue", type=_FOLDER, help="Folder watched for .task files; HOME/queue by default."),
     click.option("--completed", type=_FOLDER, help="Folder that gets .done files; HOME/completed by default."),
-    click.option("--poll", "poll_s", type=float, metavar="SECONDS", help="Scan of the queue folder; 0.2 by default."),
+    click.option("--poll", "poll_s", type=float, metavar="SECONDS", help="Scan of the queue folder; 1 by default."),
     click.option(
         "--drain-timeout",
         type=float,

@@ -21,7 +21,7 @@ from pysched.errors import PyschedError, StoreError
 from pysched.model import AttemptKey, Claim, Priority, Program
 from pysched.task import Task
 
-POLL_S = 1.0
+POLL_S = 5.0
 _RATE_WINDOW_S = 0.2
 _BACKOFF_S = (0.05, 2.0)  # first and longest pause while the store does not answer
 

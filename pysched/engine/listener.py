@@ -9,15 +9,25 @@ import structlog
 
 from pysched.errors import StoreError
 
-_PATIENCE_S = 0.5  # between two looks at whether to stop
+_PATIENCE_S = 5.0
 _RECONNECT_S = 1.0
 
 
 class Listener:
-    """Calls `on[payload]()` for each notification; `notifications(timeout_s)` yields payloads, then ends."""
+    """Calls `on[payload]()` for each notification; `notifications(timeout_s)` yields payloads, then ends; `hush()` ends
+    its wait.
 
-    def __init__(self, notifications: Callable[[float], Iterator[str]], on: Mapping[str, Callable[[], None]]) -> None:
+    While there is no connection, each try to get one counts as news of everything.
+    """
+
+    def __init__(
+        self,
+        notifications: Callable[[float], Iterator[str]],
+        hush: Callable[[], None],
+        on: Mapping[str, Callable[[], None]],
+    ) -> None:
         self._notifications = notifications
+        self._hush = hush
         self._on = on
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name="listener", daemon=True)
@@ -28,6 +38,7 @@ class Listener:
 
     def stop(self) -> None:
         self._stop.set()
+        self._hush()
         self._thread.join()
 
     def _run(self) -> None:
@@ -41,4 +52,12 @@ class Listener:
                         return
             except StoreError as error:
                 self._log.debug("no notifications, polling only", error=str(error))
-                self._stop.wait(_RECONNECT_S)
+                if not self._stop.wait(_RECONNECT_S):
+                    self._tell_all()
+
+    def _tell_all(self) -> None:
+        try:
+            for handler in self._on.values():
+                handler()
+        except StoreError:
+            pass  # the next try comes soon

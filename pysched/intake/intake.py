@@ -19,10 +19,10 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import structlog
-import watchfiles
 
 from pysched.errors import PyschedError, StoreError, TaskError
 from pysched.intake.folder import SUFFIX, Found, QueueFolder
+from pysched.intake.hint import FolderHint
 from pysched.intake.taskfile import parse_task_file
 from pysched.model import Acceptance
 from pysched.task import Task
@@ -37,6 +37,7 @@ class Intake:
 
     def __init__(self, path: Path, accept: Accept, *, poll_s: float) -> None:
         self._folder = QueueFolder(path)
+        self._hint = FolderHint(path, SUFFIX)
         self._accept = accept
         self._poll_s = poll_s
         self._stop = threading.Event()
@@ -51,34 +52,15 @@ class Intake:
     def stop(self) -> None:
         """Take in no more; returns when the batch under way has ended."""
         self._stop.set()
-        self._thread.join()
+        self._hint.wake()
+        if self._thread.ident is not None:
+            self._thread.join()
+        self._hint.close()
 
     def _run(self) -> None:
         while not self._stop.is_set():
             self.take_all()
-            self._wait()
-
-    def _wait(self) -> None:
-        """Until a file appears, `poll_s` passes, or `stop`."""
-        try:
-            hints = watchfiles.watch(
-                self._folder.path,
-                watch_filter=lambda change, path: change is not watchfiles.Change.deleted and path.endswith(SUFFIX),
-                debounce=20,
-                step=2,  # ms: yield as soon as a burst pauses
-                rust_timeout=int(self._poll_s * 1000),
-                yield_on_timeout=True,
-                stop_event=self._stop,
-                recursive=False,
-                raise_interrupt=False,
-            )
-            for _ in hints:
-                if self._stop.is_set():
-                    return
-                self.take_all()
-        except (OSError, RuntimeError) as error:  # no inotify watch to be had, or the folder is gone
-            self._log.debug("no file hints, scanning only", error=str(error))
-            self._stop.wait(self._poll_s)
+            self._hint.wait(self._poll_s)
 
     def take_all(self) -> None:
         """Everything that waits in the folder now, in arrival order."""

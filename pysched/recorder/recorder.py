@@ -21,7 +21,7 @@ from pysched.errors import StoreError
 from pysched.model import AttemptKey, Outcome, Record, Started
 
 _PAUSE_S = (0.05, 2.0)  # first and longest pause while the store or the disk does not take it
-_SWEEP_S = 1.0  # look for undelivered records that others left
+_SWEEP_S = 2.0  # look for undelivered records that others left
 _BATCH = 1_000
 
 Start = Callable[[Sequence[Started]], Sequence[AttemptKey]]

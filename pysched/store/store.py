@@ -10,7 +10,10 @@ All raise `DatabaseUnreachable` if PostgreSQL does not answer and `StoreError` i
 from __future__ import annotations
 
 import builtins
+import os
+import select
 import threading
+import time
 import uuid
 from collections.abc import Iterator, Sequence
 from types import TracebackType
@@ -50,6 +53,7 @@ class Store:
         self._database = Database(url, pool_size=pool_size, connect_timeout_s=connect_timeout_s)
         self._listening = threading.Lock()
         self._listener: Conn | None = None
+        self._hushed = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
 
     # ── life ──────────────────────────────────────────────────────────────────────────────────────
 
@@ -58,7 +62,8 @@ class Store:
         self._database.open()
 
     def close(self) -> None:
-        """Close all connections.  A thread in `notifications` is waited for, until its timeout at most."""
+        """Close all connections.  A thread in `notifications` is waited for."""
+        self.hush()
         self._database.close()
         with self._listening:
             if self._listener is not None:
@@ -280,21 +285,35 @@ class Store:
         return int(total)
 
     def notifications(self, timeout_s: float) -> Iterator[str]:
-        """What nodes tell each other, as it comes, for `timeout_s` seconds: `ready`, `cancel`.
+        """What nodes tell each other: `ready`, `cancel`; waits at most `timeout_s` seconds for the first.
 
         Hints only.  The connection is the store's own and stays open between calls; one thread at a time.
+        `hush` ends the wait, and all later ones.
         """
         with self._listening, self._database.translated():
             try:
                 if self._listener is None:
                     self._listener = self._database.connect()
                     self._listener.execute("LISTEN pysched")
-                for notification in self._listener.notifies(timeout=timeout_s):
-                    yield notification.payload
+                # Not by the driver, whose wait looks up ten times a second: an idle node must cost nothing.
+                readable = select.poll()
+                readable.register(self._listener.pgconn.socket, select.POLLIN)
+                readable.register(self._hushed, select.POLLIN)
+                heard, deadline = False, time.monotonic() + timeout_s
+                while not heard and (left := deadline - time.monotonic()) > 0:
+                    if self._hushed in dict(readable.poll(left * 1000)):
+                        return
+                    for notification in self._listener.notifies(timeout=0):  # none: the end of the connection is next
+                        heard = True
+                        yield notification.payload
             finally:
                 if self._listener is not None and self._listener.broken:
                     self._listener.close()
                     self._listener = None
+
+    def hush(self) -> None:
+        """Let `notifications` wait no more; for the end of a node."""
+        os.eventfd_write(self._hushed, 1)
 
 
 _NODE_COLUMNS = (

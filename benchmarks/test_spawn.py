@@ -1,0 +1,55 @@
+"""Does anything stand between the core and the kernel?  The same children by the core and by a loop in C."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+from benchmarks.baseline import Baseline
+from benchmarks.race import Race, program
+
+CORE_LOOP = (sys.executable, str(Path(__file__).with_name("core_loop.py")))
+WORKERS = 8
+COUNT = 600
+ROUNDS = 9
+
+
+def test_true_as_fast_as_the_best_posix_spawn_loop(baseline: Baseline, say: Callable[[str], None]) -> None:
+    loop = [f"C posix_spawn, {threads} thread" for threads in (1, 2)]
+    race = Race(
+        {
+            "core": program(*CORE_LOOP, WORKERS, COUNT, "{folder}", "/bin/true"),
+            loop[0]: program(baseline.spawn_loop, "spawn", 1, WORKERS, COUNT, "{folder}", "/bin/true"),
+            loop[1]: program(baseline.spawn_loop, "spawn", 2, WORKERS, COUNT, "{folder}", "/bin/true"),
+        },
+        rounds=ROUNDS,
+    )
+    say(race.table("core", COUNT))
+    assert race.speed("core", race.fastest(*loop)).median >= 1.0
+
+
+def test_static_noop_as_fast_as_a_raw_clone_loop(baseline: Baseline, say: Callable[[str], None]) -> None:
+    loop = [f"C clone, {threads} thread" for threads in (1, 2)]
+    race = Race(
+        {
+            "core": program(*CORE_LOOP, WORKERS, COUNT, "{folder}", baseline.noop),
+            loop[0]: program(baseline.spawn_loop, "clone", 1, WORKERS, COUNT, "{folder}", baseline.noop),
+            loop[1]: program(baseline.spawn_loop, "clone", 2, WORKERS, COUNT, "{folder}", baseline.noop),
+        },
+        rounds=ROUNDS,
+    )
+    say(race.table("core", COUNT))
+    assert race.speed("core", race.fastest(*loop)).median >= 0.95
+
+
+def test_a_large_parent_spawns_as_fast_as_a_small_one(say: Callable[[str], None]) -> None:
+    race = Race(
+        {
+            "1 GiB resident": program(*CORE_LOOP, "--resident-mib", 1024, WORKERS, COUNT, "{folder}", "/bin/true"),
+            "small": program(*CORE_LOOP, WORKERS, COUNT, "{folder}", "/bin/true"),
+        },
+        rounds=ROUNDS,
+    )
+    say(race.table("1 GiB resident", COUNT))
+    assert race.speed("1 GiB resident", "small").median >= 0.95
