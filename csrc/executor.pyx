@@ -10,7 +10,7 @@
 # changes hands, and calls that block reach all workers one after the other.  No call is forgotten: whenever the GIL is
 # free, either nothing is queued, or nobody is idle, or one is waking.  For
 #   - a push rings an idle worker unless one is waking,
-#   - a worker becomes idle only after it found the buckets empty, in the same hold of the GIL,
+#   - a worker becomes idle only after it found the buckets empty, with no call of Python in between,
 #   - a waking worker that gets the GIL looks into the buckets before it gives the GIL up, and rings again if it leaves
 #     calls behind,
 # and the bell remembers a ring that comes between becoming idle and falling asleep.
@@ -256,7 +256,9 @@ def worker_main(Pool pool, Worker worker):
 
 cdef int worker_loop(Pool pool, Worker worker) except -1:
     """Exploit, wait."""
-    while worker_exploit(pool, worker):
+    while True:
+        worker_exploit(pool, worker)
+        # Found empty, and no code of anybody else has run since; see the top.
         if pool.closed or pool.handles == 0 or pool.broken is not None or interpreter_ends:
             return 0
         pool.idle.append(worker)
@@ -264,27 +266,30 @@ cdef int worker_loop(Pool pool, Worker worker) except -1:
             PyThread_acquire_lock(worker.bell, WAIT_LOCK)
         if pool.waking is worker:
             pool.waking = None
-    return 0
 
 
-cdef bint worker_exploit(Pool pool, Worker worker) except -1:
+cdef int worker_exploit(Pool pool, Worker worker) except -1:
     """Make calls until the buckets are empty."""
-    cdef int64_t held_ns, since_ns = now(CLOCK_BOOTTIME)
+    cdef FutureState future
+    cdef int64_t now_ns, since_ns = now(CLOCK_BOOTTIME)
     while True:
-        worker.running = pool_pop(pool)
-        if worker.running is None:
-            return True
+        future = pool_pop(pool)
+        if future is None:
+            return 0
+        worker.running = future
         pool_wake(pool)
         try:
-            future_run(worker.running)
+            future_run(future)
         except BaseException:
             LOGGER.critical("Exception in worker", exc_info=True)
+        worker.running = None
+        future = None  # before the next look: the destructor of a result that nobody took may submit
         # Calls of C functions alone would never let another thread have the GIL.
-        held_ns = now(CLOCK_BOOTTIME)
-        if held_ns - since_ns > TURN_NS:
+        now_ns = now(CLOCK_BOOTTIME)
+        if now_ns - since_ns > TURN_NS:
             with nogil:
                 pass
-            since_ns = held_ns
+            since_ns = now_ns
 
 
 def finish_at_exit():

@@ -82,7 +82,7 @@ cdef class FutureState:
             return False
         if self.stage == FUTURE_PENDING and not future_end(self, FUTURE_PENDING, FUTURE_CANCELLED, None, None):
             return self.cancelled()
-        self.fn = self.args = self.kwargs = None
+        future_drop_call(self)
         return True
 
     def cancelled(self):
@@ -198,8 +198,15 @@ cdef void future_rouse(FutureState future) noexcept:
         sleeper = following
 
 
+cdef int future_drop_call(FutureState future) except -1:
+    # A destructor runs any code, and may come back here: nothing may lead to the objects any more when they go.
+    fn, args, kwargs = future.fn, future.args, future.kwargs
+    future.fn = future.args = future.kwargs = None
+    return 0
+
+
 cdef void future_settle(FutureState future, FutureStage stage, object outcome, object error) noexcept:
-    # The old values are None, so dropping them runs no code.
+    # The old values are None (somebody who set `_result` by hand has ended the future by hand): no destructor runs.
     future.outcome = outcome
     future.error = error
     future.stage = stage

@@ -230,10 +230,10 @@ class Future(concurrent.futures.Future[_T]):
 class Executor(concurrent.futures.Executor):
     """A `concurrent.futures.Executor` of up to `workers` (1 … 100,000) threads, which start as calls come.
 
-    Calls start by priority, then rank (larger first), then arrival; those of this object have `Priority.MED` and rank 0.
-    `initializer(*initargs)` runs first in each thread; if it raises, what waits fails with `BrokenExecutor`, and so does
-    submit().  shutdown() in one of the executor's own threads never waits.  Calls already accepted are made, whether the
-    executor is shut down, dropped, or the interpreter exits.  In a child of `os.fork()` the executor is broken.
+    Calls start by priority, then rank (larger first), then arrival; those of this object have `Priority.MED`, rank 0.
+    `initializer(*initargs)` runs first in each thread; if it raises, what waits fails with `BrokenExecutor`, and so
+    does submit().  shutdown() in one of the executor's own threads never waits.  Calls already accepted are made,
+    whether the executor is shut down, dropped, or the interpreter exits.  In a child of `os.fork()` it is broken.
 
     Raises `ValueError` for a number out of range, `TypeError` for an initializer that cannot be called.
     """

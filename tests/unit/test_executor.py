@@ -1,4 +1,4 @@
-"""`pysched.Executor` through its front door: order, waking, shutdown; what ThreadPoolExecutor promises and priorities."""
+"""`pysched.Executor` through its front door: order, waking, shutdown; all that ThreadPoolExecutor promises."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import asyncio
 import concurrent.futures
 import contextlib
 import gc
+import itertools
 import threading
 import weakref
 from collections.abc import Iterator
@@ -116,7 +117,7 @@ def test_submit_from_many_threads_and_from_calls(executor: Executor) -> None:
         feeder.start()
     for feeder in feeders:
         feeder.join(WAIT_S)
-    assert sorted(sum(found, [])) == list(range(8000))
+    assert sorted(itertools.chain(*found)) == list(range(8000))
 
 
 def test_a_subclass_that_forgets_init_gets_an_error_not_a_crash() -> None:
@@ -206,6 +207,20 @@ def test_calls_submitted_by_a_call_that_blocks_reach_the_other_workers() -> None
             executor.submit(lead).result(WAIT_S)
 
 
+def test_a_result_that_nobody_took_may_submit_when_it_goes() -> None:
+    """Its destructor runs in the worker, between the last call and sleep."""
+    with Executor(1) as executor:
+        for _ in range(50):
+            told = threading.Event()
+
+            class Result:
+                def __del__(self, told: threading.Event = told) -> None:
+                    executor.submit(told.set)
+
+            executor.submit(Result)
+            assert told.wait(WAIT_S)
+
+
 def test_threads_start_as_calls_come_and_are_used_again() -> None:
     with Executor(8, thread_name_prefix="reused") as executor:
         assert not threads_named("reused")
@@ -226,7 +241,7 @@ def test_calls_run_in_named_threads_with_their_own_locals() -> None:
         local.seen = True
         return threading.current_thread().name, seen
 
-    with Executor(1) as executor:
+    with Executor(1, thread_name_prefix="") as executor:
         name, seen = executor.submit(first_call_here).result(WAIT_S)
         assert name.startswith("Executor-")
         assert name.endswith("_0")
@@ -414,10 +429,8 @@ def test_no_cycle_keeps_a_failed_call() -> None:
     try:
         with Executor(1) as executor:
             future = executor.submit(fails)
-            try:
+            with contextlib.suppress(ValueError):
                 future.result(WAIT_S)
-            except ValueError:
-                pass
             del future
         assert kept[0]() is None
     finally:

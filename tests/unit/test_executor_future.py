@@ -59,9 +59,6 @@ def succeeded() -> Future[Any]:
     return future
 
 
-ALL = {"PENDING": pending, "RUNNING": running, "CANCELLED": cancelled, "CANCELLED_AND_NOTIFIED": notified}
-
-
 def waits_in(future: Future[Any], method: str, *args: object) -> tuple[threading.Thread, list[object]]:
     """A thread that has asked and, as far as can be known from outside, sleeps."""
     found: list[object] = []
@@ -187,7 +184,6 @@ def test_a_future_ends_once() -> None:
             with pytest.raises(InvalidStateError, match=f"{future._state}: <Future at 0x[0-9a-f]+ state="):
                 end(value)
         assert repr(future) == before
-    assert succeeded().set_running_or_notify_cancel.__self__.result() == 42
 
 
 @pytest.mark.parametrize("make", [running, notified, failed, succeeded])
@@ -283,6 +279,22 @@ def test_cancel_races_with_the_start() -> None:
             else:
                 future.result(WAIT_S)
                 assert ran == [1]
+
+
+def test_what_a_cancelled_call_was_made_of_may_come_back_when_it_goes() -> None:
+    again: list[bool] = []
+    gate = threading.Event()
+
+    class Argument:
+        def __del__(self) -> None:
+            again.append(future.cancel())
+
+    with Executor(1) as executor:
+        executor.submit(gate.wait, WAIT_S)
+        future: Any = executor.submit(print, Argument())
+        assert future.cancel()
+        assert again == [True]
+        gate.set()
 
 
 def test_a_future_takes_part_in_garbage_collection() -> None:
@@ -408,7 +420,9 @@ def test_wait_while_calls_end_all_the_time() -> None:
                 futures = {executor.submit(event.wait, WAIT_S) for _ in range(100)}
                 event.set()
                 assert concurrent.futures.wait(futures, WAIT_S).not_done == set()
-                assert len(set(concurrent.futures.as_completed([executor.submit(int) for _ in range(100)], WAIT_S))) == 100
+                assert (
+                    len(set(concurrent.futures.as_completed([executor.submit(int) for _ in range(100)], WAIT_S))) == 100
+                )
     finally:
         sys.setswitchinterval(interval)
 
@@ -432,7 +446,9 @@ def test_asyncio_wraps_results_errors_and_cancellation() -> None:
         await asyncio.sleep(0)  # one round of the loop, which cancels the inner one
         assert inner.cancelled()
         gate.set()
-        assert await asyncio.gather(*[loop.run_in_executor(executor, abs, -n) for n in range(1000)]) == list(range(1000))
+        assert await asyncio.gather(*[loop.run_in_executor(executor, abs, -n) for n in range(1000)]) == list(
+            range(1000)
+        )
 
     with Executor(1) as executor:
         asyncio.run(use(executor))

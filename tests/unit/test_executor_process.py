@@ -50,7 +50,8 @@ def test_the_initializer_runs_first_in_each_thread() -> None:
         return str(local.value)
 
     with Executor(3, thread_name_prefix="set up", initializer=initialize, initargs=("ready",)) as executor:
-        assert [executor.submit(value) for _ in range(3)][0].result(WAIT_S) == "ready"
+        futures = [executor.submit(value) for _ in range(3)]
+        assert [future.result(WAIT_S) for future in futures] == ["ready"] * 3
         assert list(executor.map(lambda _: value(), range(3))) == ["ready"] * 3
     assert sorted(started) == ["set up_0", "set up_1", "set up_2"]
 
@@ -110,8 +111,11 @@ def test_the_interpreter_ends_after_the_calls_that_were_accepted(ending: str) ->
             barrier.wait()    # all three threads are still there
             time.sleep(0.05)  # the main thread has left long ago
             return n
+        def show(future):
+            sys.stdout.write(f"{{future.result()}}\\n")
+            sys.stdout.flush()
         for n in range(9):
-            executor.submit(call, n).add_done_callback(lambda future: print(f"{{future.result()}}\\n", end="", flush=True))
+            executor.submit(call, n).add_done_callback(show)
         {ending}
     """
     assert sorted(printed(program).split()) == [str(n) for n in range(9)]
