@@ -20,7 +20,6 @@
 import itertools
 import os
 import threading
-import weakref
 from concurrent.futures import BrokenExecutor
 from concurrent.futures import Executor as StandardExecutor
 
@@ -48,7 +47,7 @@ cdef str FORKED = "The threads of this executor stayed in the parent process; ma
 
 cdef object next_number = itertools.count().__next__
 cdef bint interpreter_ends = False
-cdef dict live_workers = {}         # of all pools: Worker → Pool, from before the thread's start until after its last call
+cdef dict live_workers = {}         # of all pools: Worker → Pool, from the thread's start until after its last call
 
 
 @cython.final
@@ -297,7 +296,7 @@ def finish_at_exit():
     global interpreter_ends
     cdef Worker worker
     interpreter_ends = True
-    for worker, pool in list(live_workers.items()):
+    for pool in list(live_workers.values()):
         pool_wake_all(pool)
     for worker in list(live_workers):
         worker_join(worker)

@@ -200,7 +200,7 @@ cdef void future_rouse(FutureState future) noexcept:
 
 cdef int future_drop_call(FutureState future) except -1:
     # A destructor runs any code, and may come back here: nothing may lead to the objects any more when they go.
-    fn, args, kwargs = future.fn, future.args, future.kwargs
+    _fn, _args, _kwargs = future.fn, future.args, future.kwargs
     future.fn = future.args = future.kwargs = None
     return 0
 

@@ -330,7 +330,7 @@ def test_a_future_may_be_subclassed() -> None:
 
 def test_wait_for_all() -> None:
     with Executor(5) as executor:
-        futures = {executor.submit(divmod, 2, 0), executor.submit(abs, -1), succeeded(), notified(), failed()}
+        futures: set[Any] = {executor.submit(divmod, 2, 0), executor.submit(abs, -1), succeeded(), notified(), failed()}
         assert concurrent.futures.wait(futures, WAIT_S) == (futures, set())
 
 
@@ -338,7 +338,8 @@ def test_wait_for_the_first() -> None:
     gate = threading.Event()
     with Executor(5) as executor:
         quick, slow, never = executor.submit(abs, -1), executor.submit(gate.wait, WAIT_S), cancelled()
-        done, not_done = concurrent.futures.wait([never, quick, slow], WAIT_S, concurrent.futures.FIRST_COMPLETED)
+        given: list[Any] = [never, quick, slow]
+        done, not_done = concurrent.futures.wait(given, WAIT_S, concurrent.futures.FIRST_COMPLETED)
         gate.set()
         assert (done, not_done) == ({quick}, {never, slow})
 
@@ -353,7 +354,8 @@ def test_wait_for_the_first_exception() -> None:
     with Executor(5) as executor:
         good, bad, slow = executor.submit(first.set), executor.submit(fails), executor.submit(gate.wait, WAIT_S)
         good.result(WAIT_S)
-        done, not_done = concurrent.futures.wait([good, bad, slow], WAIT_S, concurrent.futures.FIRST_EXCEPTION)
+        given: list[Any] = [good, bad, slow]
+        done, not_done = concurrent.futures.wait(given, WAIT_S, concurrent.futures.FIRST_EXCEPTION)
         gate.set()
         assert (done, not_done) == ({good, bad}, {slow})
 
@@ -386,7 +388,7 @@ def test_as_completed_runs_out_of_time_with_the_standard_words() -> None:
 
 
 def test_as_completed_lets_go_of_what_it_yielded() -> None:
-    futures = [pending() for _ in range(8)] + [notified(), succeeded()]
+    futures: list[Any] = [pending() for _ in range(8)] + [notified(), succeeded()]
     futures[0].set_result("first")
     for future in concurrent.futures.as_completed(list(futures), WAIT_S):
         futures.remove(future)
@@ -403,11 +405,13 @@ def test_cancelled_futures_are_announced_when_a_worker_meets_them() -> None:
     with Executor(1) as executor:
         executor.submit(gate.wait, WAIT_S)
         futures = [executor.submit(int) for _ in range(3)]
-        announced = concurrent.futures.as_completed(futures, WAIT_S)
-        opened = threading.Thread(target=lambda: [future.cancel() for future in futures] and gate.set())
-        opened.start()
-        assert set(announced) == set(futures)
-        opened.join()
+        assert all(future.cancel() for future in futures)
+        done, not_done = concurrent.futures.wait(futures, timeout=0.001)
+        assert (done, not_done) == (set(), set(futures))  # as in the standard library, cancelled is not yet announced
+        announcing = threading.Timer(0.0, gate.set)
+        announcing.start()
+        assert set(concurrent.futures.as_completed(futures, WAIT_S)) == set(futures)
+        announcing.join(WAIT_S)
 
 
 def test_wait_while_calls_end_all_the_time() -> None:
