@@ -39,10 +39,12 @@ include "event.pyx"           # Event, and the outbox it comes from
 include "engine.pyx"          # what the lanes share: registry, submission, waking
 include "lane.pyx"            # the threads: exploit, wait
 include "mail.pyx"            # what they are told to do: letters and due timers
+include "future.pyx"          # Future: concurrent.futures.Future on C fields
+include "executor.pyx"        # Executor: Python calls in Python threads, from the same buckets
 
 __all__ = [
-    "ALARM", "CAUSE_CANCEL", "CAUSE_NONE", "CAUSE_SHUTDOWN", "CAUSE_TIMEOUT", "Core", "EXITED", "Event", "Launch",
-    "ReadyQueue", "SPAWN_FAILED", "STARTED", "WITHDRAWN",
+    "ALARM", "CAUSE_CANCEL", "CAUSE_NONE", "CAUSE_SHUTDOWN", "CAUSE_TIMEOUT", "Core", "EXITED", "Event", "Executor",
+    "Future", "Launch", "ReadyQueue", "SPAWN_FAILED", "STARTED", "WITHDRAWN",
 ]
 
 cdef object MAX_WORKERS = 1_000_000

@@ -1,5 +1,6 @@
 """What `native.hpp` and the system's headers offer to the parts of the core."""
 
+from cpython.pythread cimport PyLockStatus, PyThread_type_lock
 from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
 from libcpp.atomic cimport atomic
 from posix.resource cimport rlimit
@@ -142,3 +143,7 @@ cdef extern from "<poll.h>" nogil:
         short revents
 
     int ppoll(pollfd* fds, unsigned long count, const timespec* timeout, void* mask)
+
+cdef extern from "Python.h" nogil:
+    # Missing from cpython.pythread.  Microseconds, <0: for ever; `interruptible`: PY_LOCK_INTR after a signal.
+    PyLockStatus PyThread_acquire_lock_timed(PyThread_type_lock lock, long long timeout_us, int interruptible)

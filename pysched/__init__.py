@@ -8,14 +8,21 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from pysched._core import Executor as Executor
     from pysched.client import Client as Client
     from pysched.model import Priority as Priority
     from pysched.model import State as State
     from pysched.task import Task as Task
 
-__all__ = ["Client", "Priority", "State", "Task", "__version__"]
+__all__ = ["Client", "Executor", "Priority", "State", "Task", "__version__"]
 
-_HOME = {"Client": "pysched.client", "Priority": "pysched.model", "State": "pysched.model", "Task": "pysched.task"}
+_HOME = {
+    "Client": "pysched.client",
+    "Executor": "pysched._core",
+    "Priority": "pysched.model",
+    "State": "pysched.model",
+    "Task": "pysched.task",
+}
 
 
 def __getattr__(name: str) -> Any:

@@ -4,8 +4,9 @@ Linux ≥5.9, x86-64 or arm64.  Everything here may be called from any thread.  
 `os.fork()`: the lanes live in the parent only, so a child gets `RuntimeError`.
 """
 
-from collections.abc import Sequence
-from typing import Final, final
+import concurrent.futures
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, Final, TypeVar, final
 
 __all__ = [
     "ALARM",
@@ -19,9 +20,13 @@ __all__ = [
     "WITHDRAWN",
     "Core",
     "Event",
+    "Executor",
+    "Future",
     "Launch",
     "ReadyQueue",
 ]
+
+_T = TypeVar("_T")
 
 # Event.kind
 STARTED: Final[int]  # the attempt has a process; always delivered before its EXITED
@@ -217,3 +222,30 @@ class ReadyQueue:
         """The next handle for `lane`: of each priority its own bucket first, then the following lanes' in turn."""
     def depths(self) -> tuple[int, int, int]: ...
     def __len__(self) -> int: ...
+
+class Future(concurrent.futures.Future[_T]):
+    """What `Executor.submit` returns: in all that can be seen the standard future; its condition and its lists are made
+    when something first asks for them."""
+
+class Executor(concurrent.futures.Executor):
+    """A `concurrent.futures.Executor` of up to `workers` (1 … 100,000) threads, which start as calls come.
+
+    Calls start by priority, then rank (larger first), then arrival; those of this object have `Priority.MED`, rank 0.
+    `initializer(*initargs)` runs first in each thread; if it raises, what waits fails with `BrokenExecutor`, and so
+    does submit().  shutdown() in one of the executor's own threads never waits.  Calls already accepted are made,
+    whether the executor is shut down, dropped, or the interpreter exits.  In a child of `os.fork()` it is broken.
+
+    Raises `ValueError` for a number out of range, `TypeError` for an initializer that cannot be called.
+    """
+
+    def __init__(
+        self,
+        workers: int = 8,
+        *,
+        thread_name_prefix: str = "",
+        initializer: Callable[..., object] | None = None,
+        initargs: Iterable[Any] = (),
+    ) -> None: ...
+    def at(self, priority: int, rank: int = 0) -> Executor:
+        """This executor under another order: what is submitted to the view has `priority` (0 HIGH, 1 MED, 2 LOW) and
+        `rank` (int32).  Shutting down a view shuts down the executor."""
