@@ -138,7 +138,7 @@ cdef size_t engine_submit(Engine* engine, array[RecordPtr]* records) noexcept no
     cdef int lane
     for i in range(records.size()):
         records[0][i].queued_real_ns = queued_real_ns
-        records[0][i].ticket.queued_ns = queued_ns
+        records[0][i].ticket.queued_ns = queued_ns - records[0][i].waited_ns
     taken = engine_register(engine, records)
     if taken:
         return taken

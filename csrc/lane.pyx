@@ -91,6 +91,7 @@ cdef bint lane_exploit(Lane* lane) noexcept nogil:
     cdef Record* record
     cdef bint started = False
     while lane.backoff.place == 0 and queue_has_work(&engine.queue) and lane_claim_slot(lane):
+        queue_age(&engine.queue, now(CLOCK_BOOTTIME))
         if not queue_pop(&engine.queue, lane.number, &ticket):
             break
         record = <Record*> ticket.item

@@ -52,6 +52,7 @@ class Launch:
     stdout/stderr  files, created 0640 if missing, appended to, last component no symbolic link; b"/dev/null" is fine
     timeout_s    seconds until TERM is sent to the process group, > 0; None: no limit
     grace_s      seconds between that TERM and KILL, ≥ 0; 0 sends KILL at once
+    waited_s     seconds it has waited elsewhere, ≥ 0; counts in Event.wait_ns and towards Core's ageing_s
 
     Raises `ValueError` (names the field) for a NUL byte, an empty argv, candidates or path, a number out of range,
     and `TypeError` for anything that is not of the annotated type.
@@ -72,6 +73,7 @@ class Launch:
         stderr: bytes,
         timeout_s: float | None = None,
         grace_s: float = 5.0,
+        waited_s: float = 0.0,
     ) -> None: ...
     @property
     def handle(self) -> int: ...
@@ -97,6 +99,8 @@ class Launch:
     def timeout_s(self) -> float | None: ...
     @property
     def grace_s(self) -> float: ...
+    @property
+    def waited_s(self) -> float: ...
 
 @final
 class Event:
@@ -151,7 +155,8 @@ class Event:
         """Reaped, failed or withdrawn; ns since the epoch."""
     @property
     def wait_ns(self) -> int:
-        """Submitted → started, failed or withdrawn, on CLOCK_BOOTTIME: clock jumps do not change it."""
+        """Submitted → started, failed or withdrawn, on CLOCK_BOOTTIME: clock jumps do not change it.  Plus
+        Launch.waited_s."""
     @property
     def run_ns(self) -> int:
         """Started → reaped, on CLOCK_BOOTTIME."""
@@ -167,11 +172,14 @@ class Event:
 class Core:
     """`lanes` native threads (1 … 256) that run at most `workers` (1 … 1,000,000) attempts at once.
 
+    An attempt that has waited `ageing_s` for each priority above its own is overdue: it then comes right after HIGH,
+    and of each four starts one goes to an overdue attempt first.  0: never.
+
     Raises `ValueError` for numbers out of range, `OSError` when the kernel lacks something needed.
     Raises the soft limit of open files of this process to the hard one; children get the original back.
     """
 
-    def __init__(self, *, lanes: int, workers: int) -> None: ...
+    def __init__(self, *, lanes: int, workers: int, ageing_s: float = 0.0) -> None: ...
     def submit(self, launches: Sequence[Launch]) -> None:
         """Queue all or, on `ValueError` (a handle is in use) or `RuntimeError` (closed), none."""
     def kill(self, handle: int, grace_s: float, cause: int) -> bool:
@@ -207,13 +215,17 @@ class Core:
 @final
 class ReadyQueue:
     """The ready queue alone: `lanes` (1 … 256) × three priorities of buckets ordered by (rank descending, sequence
-    ascending).  `pysched.engine.twin.ReadyQueue` is the same in Python."""
+    ascending).  `ageing_s` is as for `Core`; a `now_ns` stands for CLOCK_BOOTTIME where time is simulated, and must not
+    go back.  `pysched.engine.twin.ReadyQueue` is the same in Python."""
 
-    def __init__(self, lanes: int) -> None: ...
-    def push(self, priority: int, rank: int, sequence: int, handle: int, lane: int = -1) -> None:
+    def __init__(self, lanes: int, ageing_s: float = 0.0) -> None: ...
+    def push(
+        self, priority: int, rank: int, sequence: int, handle: int, lane: int = -1, now_ns: int | None = None
+    ) -> None:
         """Queue `handle` (0 … 2**64-1).  lane -1: the one with fewer waiting of two neighbours, which rotate with
         each such push, the first if equal."""
-    def pop(self, lane: int) -> int | None:
-        """The next handle for `lane`: of each priority its own bucket first, then the following lanes' in turn."""
+    def pop(self, lane: int, now_ns: int | None = None) -> int | None:
+        """The next handle for `lane`: of each priority its own bucket first, then the following lanes' in turn;
+        what is overdue comes after HIGH, and each fourth time before it."""
     def depths(self) -> tuple[int, int, int]: ...
     def __len__(self) -> int: ...
