@@ -34,6 +34,7 @@ include "priority_queue.pyx"  # lanes × classes of buckets
 include "counters.pyx"        # totals by lane
 include "timers.pyx"          # a heap on CLOCK_BOOTTIME, one a lane
 include "launch.pyx"          # Launch: what Python says about an attempt
+include "histogram.pyx"       # wait and run times by lane and priority
 include "process.pyx"         # Record: an attempt in the lanes' hands; spawn, signal, reap
 include "event.pyx"           # Event, and the outbox it comes from
 include "engine.pyx"          # what the lanes share: registry, submission, waking
@@ -41,8 +42,8 @@ include "lane.pyx"            # the threads: exploit, wait
 include "mail.pyx"            # what they are told to do: letters and due timers
 
 __all__ = [
-    "ALARM", "CAUSE_CANCEL", "CAUSE_NONE", "CAUSE_SHUTDOWN", "CAUSE_TIMEOUT", "Core", "EXITED", "Event", "Launch",
-    "ReadyQueue", "SPAWN_FAILED", "STARTED", "WITHDRAWN",
+    "ALARM", "CAUSE_CANCEL", "CAUSE_NONE", "CAUSE_SHUTDOWN", "CAUSE_TIMEOUT", "Core", "EXITED", "Event", "Histogram",
+    "Launch", "ReadyQueue", "SPAWN_FAILED", "STARTED", "WITHDRAWN",
 ]
 
 cdef object MAX_WORKERS = 1_000_000
@@ -100,11 +101,13 @@ cdef class Core:
         engine.outbox.bell = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK)
         engine.mail = <Mailbox**> checked_realloc(NULL, engine.lanes * sizeof(Mailbox*))
         engine.counters = <counter_array**> checked_realloc(NULL, (engine.lanes + 1) * sizeof(counter_array*))
+        engine.latencies = <Latencies**> checked_realloc(NULL, engine.lanes * sizeof(Latencies*))
         self.threads = <Lane**> checked_realloc(NULL, engine.lanes * sizeof(Lane*))
         for i in range(engine.lanes):
             engine.mail[i] = new Mailbox()
             engine.mail[i].bell = -1
             engine.counters[i] = new counter_array()
+            engine.latencies[i] = new Latencies()
             self.threads[i] = lane_new(engine, i)
         engine.counters[engine.lanes] = new counter_array()
         for i in range(engine.lanes):
@@ -240,6 +243,20 @@ cdef class Core:
             totals[COUNTER_NAMES[which]] = total
         return totals
 
+    def histograms(self):
+        cdef Histogram wait, run
+        cdef int cls, i
+        cdef dict found = {}
+        self.check(False)
+        for cls in range(CLASSES):
+            wait, run = Histogram(), Histogram()
+            for i in range(self.engine.lanes):
+                wait.add(&self.engine.latencies[i].wait[cls])
+                run.add(&self.engine.latencies[i].run[cls])
+            found["wait", cls] = wait
+            found["run", cls] = run
+        return found
+
     def depths(self):
         self.check(False)
         return depths_of(&self.engine.queue)
@@ -277,11 +294,13 @@ cdef void core_free(Engine* engine, Lane** threads) noexcept:
         if engine.mail[i].bell >= 0:
             close(engine.mail[i].bell)
         del engine.mail[i]
+        del engine.latencies[i]
     for i in range(engine.lanes + 1):
         del engine.counters[i]
     free(threads)
     free(engine.mail)
     free(engine.counters)
+    free(engine.latencies)
     queue_free(&engine.queue)
     if engine.outbox.bell >= 0:
         close(engine.outbox.bell)

@@ -39,6 +39,7 @@ cdef cppclass Engine:
     int lanes
     Mailbox** mail                  # by lane
     counter_array** counters        # by lane; the last one belongs to Python's threads
+    Latencies** latencies           # by lane
     Queue queue
     Outbox outbox
     padded_atomic[int] running      # attempts with a process, and slots a lane holds for its next one

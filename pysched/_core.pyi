@@ -5,7 +5,7 @@ Linux ≥5.9, x86-64 or arm64.  Everything here may be called from any thread.  
 """
 
 from collections.abc import Sequence
-from typing import Final, final
+from typing import Final, Literal, final
 
 __all__ = [
     "ALARM",
@@ -19,6 +19,7 @@ __all__ = [
     "WITHDRAWN",
     "Core",
     "Event",
+    "Histogram",
     "Launch",
     "ReadyQueue",
 ]
@@ -200,6 +201,9 @@ class Core:
     def counters(self) -> dict[str, int]:
         """Totals since construction: submitted, started, exited, failed (nonzero or signal), timed_out (timeout
         passed), killed (by kill(), while running), withdrawn, spawn_failed, backed_off (transient spawn failures)."""
+    def histograms(self) -> dict[tuple[Literal["wait", "run"], int], Histogram]:
+        """By (kind, priority), since construction: how long attempts waited before their start (Launch.waited_s
+        included), and how long they ran.  Reading stops no lane; `since` gives what came between two readings."""
     def depths(self) -> tuple[int, int, int]:
         """Waiting attempts by priority (HIGH, MED, LOW)."""
     @property
@@ -211,6 +215,27 @@ class Core:
     def close(self) -> None:
         """Stop and join the lanes; idempotent.  Running children are NOT ended; events not yet polled can still be
         polled, later ones never come."""
+
+@final
+class Histogram:
+    """Durations in ns, in cells that err by at most 1/128 of the value, at any size of it up to nine years; 27 KiB
+    whatever it holds.  `pysched.engine.twin.Histogram` is the same in Python."""
+
+    def __init__(self) -> None: ...
+    def record(self, ns: int, times: int = 1) -> None: ...
+    def merge(self, other: Histogram) -> Histogram:
+        """A new one that holds what both do."""
+    def since(self, earlier: Histogram) -> Histogram:
+        """A new one of what came after `earlier`, which is an earlier reading of the same; else `ValueError`."""
+    @property
+    def count(self) -> int: ...
+    @property
+    def mean(self) -> float | None:
+        """None if it is empty."""
+    def quantile(self, q: float) -> int | None:
+        """The nearest-rank quantile, 0 < q ≤ 1; None if it is empty."""
+    def cells_in_use(self) -> list[tuple[int, int, int]]:
+        """(first ns, ns after the last, how many) of each cell that is not empty, ascending."""
 
 @final
 class ReadyQueue:

@@ -1,21 +1,25 @@
-"""The pure-Python twin of the native ready queue: the same class, the same behaviour, run by the same tests.
+"""The pure-Python twin of the native ready queue and histogram: the same classes, the same behaviour, run by the same
+tests.
 
-It says in few lines what `csrc/priority_queue.pyx` does fast, and it runs where a simulator needs a queue
-without threads.  `pysched.engine.queue` chooses between the two.
+It says in few lines what `csrc/priority_queue.pyx` and `csrc/histogram.pyx` do fast, and it runs where a simulator
+needs a queue without threads.  `pysched.engine.queue` chooses between the two.
 """
 
 from __future__ import annotations
 
 import heapq
 import itertools
+import math
 import time
-from collections import deque
+from collections import Counter, deque
 
 from pysched import policy
 
 CLASSES = 3
 MAX_LANES = 256
 LONGEST_NS = 4_000_000_000_000_000_000
+CELLS_A_DOUBLING = 64
+LONGEST_LATENCY_NS = 2**58 - 1
 LOOKS = 16  # a look for overdue handles each 1/16 of the ageing time
 
 
@@ -131,3 +135,63 @@ class ReadyQueue:
         classes = (1, 2) if turn % 2 == 0 else (2, 1)
         rings = [buckets[cls].overdue for buckets in self._buckets[lane:] + self._buckets[:lane] for cls in classes]
         return next(ring for ring in rings if ring).popleft()
+
+
+class Histogram:
+    """Durations in ns, in cells that err by at most 1/128 of the value: each power of two is cut into 64 of a width."""
+
+    def __init__(self) -> None:
+        self._cells: Counter[int] = Counter()  # by the cell's first value
+
+    def record(self, ns: int, times: int = 1) -> None:
+        ns = min(_whole("ns", ns, 0, LONGEST_NS), LONGEST_LATENCY_NS)
+        self._cells[ns - ns % _width(ns)] += _whole("times", times, 0, 2**64 - 1)
+
+    def merge(self, other: Histogram) -> Histogram:
+        """A new one that holds what both do."""
+        merged = Histogram()
+        merged._cells = self._cells + other._cells
+        return merged
+
+    def since(self, earlier: Histogram) -> Histogram:
+        """A new one of what came after `earlier`, which is an earlier reading of the same; else `ValueError`."""
+        if earlier._cells - self._cells:
+            raise ValueError("earlier: it holds more than this histogram; give an earlier reading of the same")
+        difference = Histogram()
+        difference._cells = self._cells - earlier._cells
+        return difference
+
+    @property
+    def count(self) -> int:
+        return self._cells.total()
+
+    @property
+    def mean(self) -> float | None:
+        """None if it is empty."""
+        count = self.count
+        return math.fsum(_middle(begin) * n for begin, n in self._cells.items()) / count if count else None
+
+    def quantile(self, q: float) -> int | None:
+        """The nearest-rank quantile, 0 < q ≤ 1; None if it is empty."""
+        if not 0 < q <= 1:
+            raise ValueError(f"q: {q} is no quantile; use 0 < q ≤ 1")
+        rank = min(max(math.ceil(q * self.count), 1), self.count)
+        seen = 0
+        for begin, _, n in self.cells_in_use():
+            seen += n
+            if seen >= rank:
+                return _middle(begin)
+        return None
+
+    def cells_in_use(self) -> list[tuple[int, int, int]]:
+        """(first ns, ns after the last, how many) of each cell that is not empty, ascending."""
+        return [(begin, begin + _width(begin), n) for begin, n in sorted(self._cells.items()) if n]
+
+
+def _width(ns: int) -> int:
+    """Of the cell that holds the value."""
+    return 1 << max(0, ns.bit_length() - CELLS_A_DOUBLING.bit_length())
+
+
+def _middle(begin: int) -> int:
+    return begin + _width(begin) // 2
