@@ -34,6 +34,7 @@ include "priority_queue.pyx"  # lanes × classes of buckets
 include "counters.pyx"        # totals by lane
 include "timers.pyx"          # a heap on CLOCK_BOOTTIME, one a lane
 include "launch.pyx"          # Launch: what Python says about an attempt
+include "histogram.pyx"       # wait and run times by lane and priority
 include "process.pyx"         # Record: an attempt in the lanes' hands; spawn, signal, reap
 include "event.pyx"           # Event, and the outbox it comes from
 include "engine.pyx"          # what the lanes share: registry, submission, waking
@@ -44,7 +45,7 @@ include "executor.pyx"        # Executor: Python calls in Python threads, from t
 
 __all__ = [
     "ALARM", "CAUSE_CANCEL", "CAUSE_NONE", "CAUSE_SHUTDOWN", "CAUSE_TIMEOUT", "Core", "EXITED", "Event", "Executor",
-    "Future", "Launch", "ReadyQueue", "SPAWN_FAILED", "STARTED", "WITHDRAWN",
+    "Future", "Histogram", "Launch", "ReadyQueue", "SPAWN_FAILED", "STARTED", "WITHDRAWN",
 ]
 
 cdef object MAX_WORKERS = 1_000_000
@@ -64,6 +65,11 @@ cdef rlimit raise_open_files():
     return original_open_files
 
 
+cdef int64_t moment(str field, object given) except -1:
+    """What the caller says that it is on CLOCK_BOOTTIME; None: ask the clock."""
+    return now(CLOCK_BOOTTIME) if given is None else whole(field, given, 0, LONGEST_NS)
+
+
 cdef tuple depths_of(Queue* queue):
     return queue_depth(queue, 0), queue_depth(queue, 1), queue_depth(queue, 2)
 
@@ -80,8 +86,9 @@ cdef class Core:
     cdef pid_t owner
     cdef bint closed
 
-    def __cinit__(self, *, lanes, workers):
+    def __cinit__(self, *, lanes, workers, ageing_s=0.0):
         cdef Engine* engine
+        cdef int64_t ageing_ns = to_ns("ageing_s", ageing_s)
         cdef int i
         whole("lanes", lanes, 1, MAX_LANES)
         whole("workers", workers, 1, MAX_WORKERS)
@@ -92,15 +99,17 @@ cdef class Core:
         engine.open_files = raise_open_files()
         engine.workers.store(workers)
         engine.lanes = lanes
-        queue_init(&engine.queue, lanes)
+        queue_init(&engine.queue, lanes, ageing_ns)
         engine.outbox.bell = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK)
         engine.mail = <Mailbox**> checked_realloc(NULL, engine.lanes * sizeof(Mailbox*))
         engine.counters = <counter_array**> checked_realloc(NULL, (engine.lanes + 1) * sizeof(counter_array*))
+        engine.latencies = <Latencies**> checked_realloc(NULL, engine.lanes * sizeof(Latencies*))
         self.threads = <Lane**> checked_realloc(NULL, engine.lanes * sizeof(Lane*))
         for i in range(engine.lanes):
             engine.mail[i] = new Mailbox()
             engine.mail[i].bell = -1
             engine.counters[i] = new counter_array()
+            engine.latencies[i] = new Latencies()
             self.threads[i] = lane_new(engine, i)
         engine.counters[engine.lanes] = new counter_array()
         for i in range(engine.lanes):
@@ -236,6 +245,20 @@ cdef class Core:
             totals[COUNTER_NAMES[which]] = total
         return totals
 
+    def histograms(self):
+        cdef Histogram wait, run
+        cdef int cls, i
+        cdef dict found = {}
+        self.check(False)
+        for cls in range(CLASSES):
+            wait, run = Histogram(), Histogram()
+            for i in range(self.engine.lanes):
+                wait.add(&self.engine.latencies[i].wait[cls])
+                run.add(&self.engine.latencies[i].run[cls])
+            found["wait", cls] = wait
+            found["run", cls] = run
+        return found
+
     def depths(self):
         self.check(False)
         return depths_of(&self.engine.queue)
@@ -273,11 +296,13 @@ cdef void core_free(Engine* engine, Lane** threads) noexcept:
         if engine.mail[i].bell >= 0:
             close(engine.mail[i].bell)
         del engine.mail[i]
+        del engine.latencies[i]
     for i in range(engine.lanes + 1):
         del engine.counters[i]
     free(threads)
     free(engine.mail)
     free(engine.counters)
+    free(engine.latencies)
     queue_free(&engine.queue)
     if engine.outbox.bell >= 0:
         close(engine.outbox.bell)
@@ -288,32 +313,35 @@ cdef void core_free(Engine* engine, Lane** threads) noexcept:
 cdef class ReadyQueue:
     cdef Queue* queue
 
-    def __cinit__(self, lanes):
+    def __cinit__(self, lanes, ageing_s=0.0):
+        cdef int64_t ageing_ns = to_ns("ageing_s", ageing_s)
         whole("lanes", lanes, 1, MAX_LANES)
         self.queue = new Queue()
-        queue_init(self.queue, lanes)
+        queue_init(self.queue, lanes, ageing_ns)
 
     def __dealloc__(self):
         if self.queue != NULL:
             queue_free(self.queue)
             del self.queue
 
-    def push(self, priority, rank, sequence, handle, lane=-1):
+    def push(self, priority, rank, sequence, handle, lane=-1, now_ns=None):
         cdef Ticket ticket
         cdef int place = whole("lane", lane, -1, self.queue.lanes - 1)
         ticket.cls = whole("priority", priority, 0, CLASSES - 1)
         ticket.rank = whole("rank", rank, -2**31, 2**31 - 1)
         ticket.sequence = whole("sequence", sequence, 0, UINT64_MAX)
         ticket.item = whole("handle", handle, 0, UINT64_MAX)
-        ticket.queued_ns = now(CLOCK_BOOTTIME)
+        ticket.queued_ns = moment("now_ns", now_ns)
         with nogil:
             queue_push(self.queue, queue_balance(self.queue) if place < 0 else place, &ticket)
 
-    def pop(self, lane):
+    def pop(self, lane, now_ns=None):
         cdef Ticket ticket
         cdef int place = whole("lane", lane, 0, self.queue.lanes - 1)
+        cdef int64_t time_ns = moment("now_ns", now_ns)
         cdef bint found
         with nogil:
+            queue_age(self.queue, time_ns)
             found = queue_pop(self.queue, place, &ticket)
         return ticket.item if found else None
 

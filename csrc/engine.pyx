@@ -39,6 +39,7 @@ cdef cppclass Engine:
     int lanes
     Mailbox** mail                  # by lane
     counter_array** counters        # by lane; the last one belongs to Python's threads
+    Latencies** latencies           # by lane
     Queue queue
     Outbox outbox
     padded_atomic[int] running      # attempts with a process, and slots a lane holds for its next one
@@ -138,7 +139,7 @@ cdef size_t engine_submit(Engine* engine, array[RecordPtr]* records) noexcept no
     cdef int lane
     for i in range(records.size()):
         records[0][i].queued_real_ns = queued_real_ns
-        records[0][i].ticket.queued_ns = queued_ns
+        records[0][i].ticket.queued_ns = queued_ns - records[0][i].waited_ns
     taken = engine_register(engine, records)
     if taken:
         return taken

@@ -91,6 +91,7 @@ cdef bint lane_exploit(Lane* lane) noexcept nogil:
     cdef Record* record
     cdef bint started = False
     while lane.backoff.place == 0 and queue_has_work(&engine.queue) and lane_claim_slot(lane):
+        queue_age(&engine.queue, now(CLOCK_BOOTTIME))
         if not queue_pop(&engine.queue, lane.number, &ticket):
             break
         record = <Record*> ticket.item
@@ -167,6 +168,7 @@ cdef void lane_start(Lane* lane, Record* record) noexcept nogil:
     lane_describe(lane, record, &note)
     lane.notes.push_back(note)
     count(counters, COUNT_STARTED)
+    latency_record(&engine.latencies[lane.number].wait[record.ticket.cls], note.wait_ns)
     if record.timeout_ns:
         timers_arm(&lane.timers, &record.timer, TIMER_TIMEOUT, record.started_ns + record.timeout_ns)
     if not lane_watch(lane, record):
@@ -288,6 +290,7 @@ cdef void lane_reap(Lane* lane, Record* record) noexcept nogil:
     note.max_rss_kb = usage.ru_maxrss
     lane.notes.push_back(note)
     count(counters, COUNT_EXITED)
+    latency_record(&engine.latencies[lane.number].run[record.ticket.cls], note.run_ns)
     if status != 0:
         count(counters, COUNT_FAILED)
     # Explicitly: a process that Python forks may hold a copy of the pidfd, and the interest would outlive our close.

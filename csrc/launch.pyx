@@ -73,10 +73,12 @@ cdef class Launch:
     cdef readonly double grace_s
     cdef int64_t timeout_ns
     cdef int64_t grace_ns
+    cdef readonly double waited_s
+    cdef int64_t waited_ns
 
     def __cinit__(
         self, *, handle, priority, rank, sequence, argv, candidates, env, cwd, stdout, stderr, timeout_s=None,
-        grace_s=5.0,
+        grace_s=5.0, waited_s=0.0,
     ):
         self.handle = whole("handle", handle, 0, UINT64_MAX)
         self.priority = whole("priority", priority, 0, CLASSES - 1)
@@ -100,6 +102,8 @@ cdef class Launch:
                 raise ValueError(f"timeout_s: {timeout_s} is no limit; use seconds > 0, or None")
         self.grace_s = grace_s
         self.grace_ns = to_ns("grace_s", grace_s)
+        self.waited_s = waited_s
+        self.waited_ns = to_ns("waited_s", waited_s)
 
     def __repr__(self):
         return f"<Launch {self.handle} {self.argv!r}>"

@@ -19,6 +19,10 @@ cdef extern from "native.hpp" namespace "pysched" nogil:
     cdef cppclass counter_array "pysched::padded_array<std::uint64_t, 9>":
         atomic[uint64_t]& operator[](size_t index)
 
+    # 3392: CELLS of histogram.pyx
+    cdef cppclass latency_array "pysched::padded_array<std::uint64_t, 3392>":
+        atomic[uint64_t]& operator[](size_t index)
+
     cdef cppclass padded_mutex:
         void lock()
         void unlock()

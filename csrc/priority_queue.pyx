@@ -2,9 +2,10 @@
 
 from libc.stdint cimport int64_t, uint32_t, uint64_t
 from libc.stdlib cimport free
+from libcpp.algorithm cimport sort
 from libcpp.atomic cimport memory_order_relaxed, memory_order_seq_cst
 
-from native cimport assert_32_bytes, checked_realloc, class_counts, padded_atomic, padded_mutex
+from native cimport array, assert_32_bytes, checked_realloc, class_counts, padded_atomic, padded_mutex
 
 # ---- ring: a sorted run of tickets, O(1) at both ends ---------------------------------------------------------------
 
@@ -111,6 +112,7 @@ cdef void heap_free(Heap* heap) noexcept nogil:
 cdef struct Bucket:
     Ring ring           # a run in order: arrival order keeps it the only one used, hence FIFO is O(1)
     Heap heap           # the rest: a higher rank, or a retry with an old sequence
+    Ring overdue        # taken out of both by bucket_age: first found, first out
 
 
 cdef void bucket_push(Bucket* bucket, const Ticket* ticket) noexcept nogil:
@@ -140,27 +142,82 @@ ctypedef bint (*IsDead)(uint64_t item) noexcept nogil
 # Decides whether a waiting item was withdrawn; one that answers True is never asked about again.
 
 
-cdef size_t bucket_purge(Bucket* bucket, IsDead is_dead) noexcept nogil:
-    """Take out all withdrawn tickets in O(n); how many."""
-    cdef Ring* ring = &bucket.ring
-    cdef Heap* heap = &bucket.heap
-    cdef size_t before = ring.count + heap.count
-    cdef size_t i, kept
-    kept = 0
+cdef void ring_purge(Ring* ring, IsDead is_dead) noexcept nogil:
+    cdef size_t i, kept = 0
     for i in range(ring.count):
         if not is_dead(ring_at(ring, i).item):
             ring_at(ring, kept)[0] = ring_at(ring, i)[0]
             kept += 1
     ring.count = kept
-    kept = 0
+
+
+cdef inline void heap_order(Heap* heap) noexcept nogil:
+    """Make a heap of tickets that lie in any order, in O(n) (Floyd 1964)."""
+    cdef size_t i
+    for i in range(heap.count // 2, 0, -1):
+        heap_sink(heap, i - 1)
+
+
+cdef void heap_purge(Heap* heap, IsDead is_dead) noexcept nogil:
+    cdef size_t i, kept = 0
     for i in range(heap.count):
         if not is_dead(heap.items[i].item):
             heap.items[kept] = heap.items[i]
             kept += 1
     heap.count = kept
-    for i in range(kept // 2, 0, -1):
-        heap_sink(heap, i - 1)
-    return before - ring.count - heap.count
+    heap_order(heap)
+
+
+cdef size_t bucket_purge(Bucket* bucket, IsDead is_dead) noexcept nogil:
+    """Take out all withdrawn tickets in O(n); how many."""
+    cdef size_t before = bucket.ring.count + bucket.heap.count + bucket.overdue.count
+    ring_purge(&bucket.ring, is_dead)
+    heap_purge(&bucket.heap, is_dead)
+    ring_purge(&bucket.overdue, is_dead)
+    return before - bucket.ring.count - bucket.heap.count - bucket.overdue.count
+
+
+cdef size_t bucket_age(Bucket* bucket, int64_t since_ns) noexcept nogil:
+    """Move what has waited since `since_ns` or longer behind the overdue ones, in order, in O(n); how many.
+
+    Only what came out of order needs sorting: the ring is a sorted run."""
+    cdef Ring* ring = &bucket.ring
+    cdef Heap* heap = &bucket.heap
+    cdef array[Ticket] unordered
+    cdef Ticket* ticket
+    cdef size_t before = bucket.overdue.count
+    cdef size_t i, kept = 0, merged = 0
+    for i in range(heap.count):
+        if heap.items[i].queued_ns <= since_ns:
+            unordered.push_back(heap.items[i])
+        else:
+            heap.items[kept] = heap.items[i]
+            kept += 1
+    heap.count = kept
+    if not unordered.empty():
+        heap_order(heap)
+        sort(unordered.data(), unordered.data() + unordered.size(), starts_first)
+    kept = 0
+    for i in range(ring.count):
+        ticket = ring_at(ring, i)
+        if ticket.queued_ns <= since_ns:
+            while merged < unordered.size() and precedes(&unordered[merged], ticket):
+                ring_append(&bucket.overdue, &unordered[merged])
+                merged += 1
+            ring_append(&bucket.overdue, ticket)
+        else:
+            ring_at(ring, kept)[0] = ticket[0]
+            kept += 1
+    ring.count = kept
+    for i in range(merged, unordered.size()):
+        ring_append(&bucket.overdue, &unordered[i])
+    return bucket.overdue.count - before
+
+
+cdef void bucket_free(Bucket* bucket) noexcept nogil:
+    ring_free(&bucket.ring)
+    heap_free(&bucket.heap)
+    ring_free(&bucket.overdue)
 
 
 # ---- queue: N lanes of buckets --------------------------------------------------------------------------------------
@@ -173,18 +230,23 @@ cdef cppclass Shelf:
     Bucket buckets[CLASSES]
     class_counts counts
     class_counts dead
+    padded_atomic[int64_t] look_ns  # when to look for overdue tickets again
 
 
 cdef cppclass Queue:
     int lanes
     Shelf** shelves
+    int64_t ageing_ns               # 0: nothing is ever overdue
     padded_atomic[uint32_t] turn    # of the next balanced push
+    padded_atomic[int64_t] overdue  # tickets in the overdue rings
+    padded_atomic[uint32_t] overdue_turn    # pops so far while there were any
 
 
-cdef void queue_init(Queue* queue, int lanes) noexcept nogil:
+cdef void queue_init(Queue* queue, int lanes, int64_t ageing_ns) noexcept nogil:
     cdef int i
     assert_32_bytes(<Ticket*> NULL)
     queue.lanes = lanes
+    queue.ageing_ns = ageing_ns
     queue.shelves = <Shelf**> checked_realloc(NULL, lanes * sizeof(Shelf*))
     for i in range(lanes):
         queue.shelves[i] = new Shelf()
@@ -194,8 +256,7 @@ cdef void queue_free(Queue* queue) noexcept nogil:
     cdef int i, cls
     for i in range(queue.lanes):
         for cls in range(CLASSES):
-            ring_free(&queue.shelves[i].buckets[cls].ring)
-            heap_free(&queue.shelves[i].buckets[cls].heap)
+            bucket_free(&queue.shelves[i].buckets[cls])
         del queue.shelves[i]
     free(queue.shelves)
 
@@ -244,9 +305,20 @@ cdef bint shelf_pop(Shelf* shelf, int cls, Ticket* ticket) noexcept nogil:
 
 
 cdef bint queue_pop(Queue* queue, int lane, Ticket* ticket) noexcept nogil:
-    """Rule 8: of each class the lane's own bucket, then the following lanes' in turn, then the next class."""
+    """Rule 8: of each class the lane's own bucket, then the following lanes' in turn, then the next class.
+
+    Overdue tickets come after HIGH, and of each OVERDUE_SHARE pops one takes them first.  relaxed: a pop that does not
+    yet see the newest of them is one that came a moment earlier."""
+    cdef bint overdue = queue.overdue.load(memory_order_relaxed) > 0
+    cdef uint32_t turn = 0
     cdef int cls, _, victim
+    if overdue:
+        turn = queue.overdue_turn.fetch_add(1, memory_order_relaxed)
+        if turn % OVERDUE_SHARE == 0 and queue_pop_overdue(queue, turn // OVERDUE_SHARE, ticket):
+            return True
     for cls in range(CLASSES):
+        if cls == 1 and overdue and queue_pop_overdue(queue, turn // OVERDUE_SHARE, ticket):
+            return True
         victim = lane
         for _ in range(queue.lanes):
             if shelf_pop(queue.shelves[victim], cls, ticket):
@@ -271,14 +343,18 @@ cdef void queue_bury(Queue* queue, int lane, int cls, IsDead is_dead) noexcept n
     `dead` may be below zero for a moment, when a pop or a sweep meets the ticket before its withdrawer gets here.
     relaxed: a count that only decides when to sweep and what depths() shows; the tickets are under the mutex."""
     cdef Shelf* shelf = queue.shelves[lane]
+    cdef Bucket* bucket = &shelf.buckets[cls]
     cdef int64_t dead = shelf.dead[cls].fetch_add(1, memory_order_relaxed) + 1
-    cdef int64_t swept
+    cdef int64_t swept, overdue
     if dead < RING_MIN or dead * 2 < shelf.counts[cls].load(memory_order_relaxed):
         return
     shelf.mutex.lock()
-    swept = <int64_t> bucket_purge(&shelf.buckets[cls], is_dead)
+    overdue = <int64_t> bucket.overdue.count
+    swept = <int64_t> bucket_purge(bucket, is_dead)
+    overdue -= <int64_t> bucket.overdue.count
     shelf.counts[cls].fetch_sub(swept, memory_order_relaxed)
     shelf.mutex.unlock()
+    queue.overdue.fetch_sub(overdue, memory_order_relaxed)
     shelf.dead[cls].fetch_sub(swept, memory_order_relaxed)
 
 
@@ -295,3 +371,62 @@ cdef int64_t queue_depth(Queue* queue, int cls) noexcept nogil:
         depth += queue.shelves[i].counts[cls].load(memory_order_relaxed)
         depth -= queue.shelves[i].dead[cls].load(memory_order_relaxed)
     return depth if depth > 0 else 0
+
+
+# ---- ageing: the rule of pysched/policy.py, so that LOW does not wait for ever under an endless stream of HIGH -------
+#
+# A ticket that has waited `ageing_ns` for each class above its own is overdue.  Lanes look for such tickets now and
+# then and lay them into rings of their own, so an ordinary pop pays one load for all this.  Once it lies there, a
+# ticket starts within 2 × OVERDUE_SHARE × lanes × (1 + those before it in its ring) pops, whatever else comes; and
+# a backlog of overdue tickets never takes more than its share from HIGH.
+
+cdef enum:
+    OVERDUE_SHARE = 4       # of so many pops one takes what is overdue first
+    LOOKS = 16              # a look each 1/16 of `ageing_ns`: that much longer a wait may become
+
+
+cdef void queue_age(Queue* queue, int64_t now_ns) noexcept nogil:
+    """Find what has become overdue, if it is time to look.  One thread a shelf does it; relaxed: the exchange decides
+    who, the tickets are under the mutex."""
+    cdef Shelf* shelf
+    cdef int64_t look_ns
+    cdef int i
+    if queue.ageing_ns == 0:
+        return
+    for i in range(queue.lanes):
+        shelf = queue.shelves[i]
+        look_ns = shelf.look_ns.load(memory_order_relaxed)
+        if (now_ns >= look_ns and shelf.look_ns.compare_exchange_strong(
+                look_ns, now_ns + queue.ageing_ns // LOOKS, memory_order_relaxed)):
+            shelf_age(queue, shelf, now_ns)
+
+
+cdef void shelf_age(Queue* queue, Shelf* shelf, int64_t now_ns) noexcept nogil:
+    cdef int cls
+    shelf.mutex.lock()
+    for cls in range(1, CLASSES):
+        queue.overdue.fetch_add(<int64_t> bucket_age(&shelf.buckets[cls], now_ns - cls * queue.ageing_ns),
+                                memory_order_relaxed)
+    shelf.mutex.unlock()
+
+
+cdef bint queue_pop_overdue(Queue* queue, uint32_t turn, Ticket* ticket) noexcept nogil:
+    """The first of an overdue ring.  Classes and lanes come first in turn: none waits behind another's backlog."""
+    cdef int lane = <int> (turn // 2 % <uint32_t> queue.lanes)
+    cdef int preferred = 1 + <int> (turn % 2)
+    cdef Shelf* shelf
+    cdef int _, cls
+    for _ in range(queue.lanes):
+        shelf = queue.shelves[lane]
+        shelf.mutex.lock()
+        cls = preferred if shelf.buckets[preferred].overdue.count > 0 else CLASSES - preferred
+        if shelf.buckets[cls].overdue.count > 0:
+            ticket[0] = ring_at(&shelf.buckets[cls].overdue, 0)[0]
+            ring_drop_first(&shelf.buckets[cls].overdue)
+            shelf.counts[cls].fetch_sub(1, memory_order_relaxed)
+            shelf.mutex.unlock()
+            queue.overdue.fetch_sub(1, memory_order_relaxed)
+            return True
+        shelf.mutex.unlock()
+        lane = lane + 1 if lane + 1 < queue.lanes else 0
+    return False

@@ -41,6 +41,7 @@ cdef cppclass Record:
     int home            # lane of the bucket it waits in
     int64_t timeout_ns  # 0: none
     int64_t grace_ns
+    int64_t waited_ns   # before it came here
     int64_t queued_real_ns
     int64_t started_real_ns
     int64_t started_ns  # CLOCK_BOOTTIME, as all times without `real`
@@ -213,6 +214,7 @@ cdef Record* record_new(Launch launch) except NULL:
     record.handle = launch.handle
     record.timeout_ns = launch.timeout_ns
     record.grace_ns = launch.grace_ns
+    record.waited_ns = launch.waited_ns
     record.pidfd = -1
     record.timer.owner = record
     record.ticket.item = <uint64_t> record

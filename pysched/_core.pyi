@@ -6,7 +6,7 @@ Linux ≥5.9, x86-64 or arm64.  Everything here may be called from any thread.  
 
 import concurrent.futures
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any, Final, TypeVar, final
+from typing import Any, Final, Literal, TypeVar, final
 
 __all__ = [
     "ALARM",
@@ -22,6 +22,7 @@ __all__ = [
     "Event",
     "Executor",
     "Future",
+    "Histogram",
     "Launch",
     "ReadyQueue",
 ]
@@ -57,6 +58,7 @@ class Launch:
     stdout/stderr  files, created 0640 if missing, appended to, last component no symbolic link; b"/dev/null" is fine
     timeout_s    seconds until TERM is sent to the process group, > 0; None: no limit
     grace_s      seconds between that TERM and KILL, ≥ 0; 0 sends KILL at once
+    waited_s     seconds it has waited elsewhere, ≥ 0; counts in Event.wait_ns and towards Core's ageing_s
 
     Raises `ValueError` (names the field) for a NUL byte, an empty argv, candidates or path, a number out of range,
     and `TypeError` for anything that is not of the annotated type.
@@ -77,6 +79,7 @@ class Launch:
         stderr: bytes,
         timeout_s: float | None = None,
         grace_s: float = 5.0,
+        waited_s: float = 0.0,
     ) -> None: ...
     @property
     def handle(self) -> int: ...
@@ -102,6 +105,8 @@ class Launch:
     def timeout_s(self) -> float | None: ...
     @property
     def grace_s(self) -> float: ...
+    @property
+    def waited_s(self) -> float: ...
 
 @final
 class Event:
@@ -156,7 +161,8 @@ class Event:
         """Reaped, failed or withdrawn; ns since the epoch."""
     @property
     def wait_ns(self) -> int:
-        """Submitted → started, failed or withdrawn, on CLOCK_BOOTTIME: clock jumps do not change it."""
+        """Submitted → started, failed or withdrawn, on CLOCK_BOOTTIME: clock jumps do not change it.  Plus
+        Launch.waited_s."""
     @property
     def run_ns(self) -> int:
         """Started → reaped, on CLOCK_BOOTTIME."""
@@ -172,11 +178,14 @@ class Event:
 class Core:
     """`lanes` native threads (1 … 256) that run at most `workers` (1 … 1,000,000) attempts at once.
 
+    An attempt that has waited `ageing_s` for each priority above its own is overdue: it then comes right after HIGH,
+    and of each four starts one goes to an overdue attempt first.  0: never.
+
     Raises `ValueError` for numbers out of range, `OSError` when the kernel lacks something needed.
     Raises the soft limit of open files of this process to the hard one; children get the original back.
     """
 
-    def __init__(self, *, lanes: int, workers: int) -> None: ...
+    def __init__(self, *, lanes: int, workers: int, ageing_s: float = 0.0) -> None: ...
     def submit(self, launches: Sequence[Launch]) -> None:
         """Queue all or, on `ValueError` (a handle is in use) or `RuntimeError` (closed), none."""
     def kill(self, handle: int, grace_s: float, cause: int) -> bool:
@@ -197,6 +206,9 @@ class Core:
     def counters(self) -> dict[str, int]:
         """Totals since construction: submitted, started, exited, failed (nonzero or signal), timed_out (timeout
         passed), killed (by kill(), while running), withdrawn, spawn_failed, backed_off (transient spawn failures)."""
+    def histograms(self) -> dict[tuple[Literal["wait", "run"], int], Histogram]:
+        """By (kind, priority), since construction: how long attempts waited before their start (Launch.waited_s
+        included), and how long they ran.  Reading stops no lane; `since` gives what came between two readings."""
     def depths(self) -> tuple[int, int, int]:
         """Waiting attempts by priority (HIGH, MED, LOW)."""
     @property
@@ -210,16 +222,41 @@ class Core:
         polled, later ones never come."""
 
 @final
+class Histogram:
+    """Durations in ns, in cells that err by at most 1/128 of the value, at any size of it up to nine years; 27 KiB
+    whatever it holds.  `pysched.engine.twin.Histogram` is the same in Python."""
+
+    def __init__(self) -> None: ...
+    def record(self, ns: int, times: int = 1) -> None: ...
+    def merge(self, other: Histogram) -> Histogram:
+        """A new one that holds what both do."""
+    def since(self, earlier: Histogram) -> Histogram:
+        """A new one of what came after `earlier`, which is an earlier reading of the same; else `ValueError`."""
+    @property
+    def count(self) -> int: ...
+    @property
+    def mean(self) -> float | None:
+        """None if it is empty."""
+    def quantile(self, q: float) -> int | None:
+        """The nearest-rank quantile, 0 < q ≤ 1; None if it is empty."""
+    def cells_in_use(self) -> list[tuple[int, int, int]]:
+        """(first ns, ns after the last, how many) of each cell that is not empty, ascending."""
+
+@final
 class ReadyQueue:
     """The ready queue alone: `lanes` (1 … 256) × three priorities of buckets ordered by (rank descending, sequence
-    ascending).  `pysched.engine.twin.ReadyQueue` is the same in Python."""
+    ascending).  `ageing_s` is as for `Core`; a `now_ns` stands for CLOCK_BOOTTIME where time is simulated, and must not
+    go back.  `pysched.engine.twin.ReadyQueue` is the same in Python."""
 
-    def __init__(self, lanes: int) -> None: ...
-    def push(self, priority: int, rank: int, sequence: int, handle: int, lane: int = -1) -> None:
+    def __init__(self, lanes: int, ageing_s: float = 0.0) -> None: ...
+    def push(
+        self, priority: int, rank: int, sequence: int, handle: int, lane: int = -1, now_ns: int | None = None
+    ) -> None:
         """Queue `handle` (0 … 2**64-1).  lane -1: the one with fewer waiting of two neighbours, which rotate with
         each such push, the first if equal."""
-    def pop(self, lane: int) -> int | None:
-        """The next handle for `lane`: of each priority its own bucket first, then the following lanes' in turn."""
+    def pop(self, lane: int, now_ns: int | None = None) -> int | None:
+        """The next handle for `lane`: of each priority its own bucket first, then the following lanes' in turn;
+        what is overdue comes after HIGH, and each fourth time before it."""
     def depths(self) -> tuple[int, int, int]: ...
     def __len__(self) -> int: ...
 

@@ -23,7 +23,7 @@ import os
 import re
 import time
 import uuid
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 
 ID_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,127}$"
@@ -108,6 +108,7 @@ class Claim:
     spec: str  # the task as submitted, JSON, defaults left out; read it with Task.from_spec
     failures: int  # attempts so far that count against max_retries
     submitted_at: datetime
+    waited_s: float = field(compare=False)  # since it could have been claimed; differs each time one asks
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -107,7 +107,7 @@ class Node:
                 f"completed folder {completed.path}: {error.strerror}; choose another with --completed"
             ) from None
         launcher = Launcher(node=str(self._incarnation), work=self._home.work, logs=logs, environ=os.environ)
-        self._core = _core.Core(lanes=settings.lane_count, workers=settings.workers)
+        self._core = _core.Core(lanes=settings.lane_count, workers=settings.workers, ageing_s=settings.ageing_s)
         self._deliverer = Deliverer(
             write=completed.write,
             undelivered=lambda limit: store.undelivered(home_id, limit),
@@ -123,10 +123,13 @@ class Node:
         self._dispatcher = Dispatcher(
             self._core,
             self._attempts,
-            claim=lambda lowest, limit: store.claim(self._incarnation, lowest=lowest, limit=limit),
+            claim=lambda lowest, limit, overdue: store.claim(
+                self._incarnation, lowest=lowest, limit=limit, overdue=overdue
+            ),
             promote=store.promote,
             prepare=launcher.prepare,
             unstartable=self._unstartable,
+            ageing_s=settings.ageing_s,
         )
         self._reaper = Reaper(
             self._core,

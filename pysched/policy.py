@@ -4,6 +4,7 @@ source and no I/O, so that the shipped logic also runs under a seeded simulator 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from pysched.model import AttemptKey, Exit, Outcome, Priority, Reason, State
@@ -11,6 +12,7 @@ from pysched.model import AttemptKey, Exit, Outcome, Priority, Reason, State
 BACKOFF_CAP_S = 60.0
 PREFETCH_HORIZON_S = 0.05  # claim ahead what will start within this time: two claim round trips under load
 PREFETCH_MAX = 1024
+OVERDUE_SHARE = 4  # of so many starts one goes to what is overdue first
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -95,3 +97,41 @@ def claim_limit(*, free_workers: int, ahead: int, waiting: tuple[int, int, int])
         if limit > 0 and limit >= min(room, max(1, ahead // 2)):
             return lowest, limit
     return None
+
+
+# ── ageing: LOW does not wait for ever, whatever HIGH does ────────────────────────────────────────
+
+
+def is_overdue(priority: int, waited: float, ageing: float) -> bool:
+    """Whether what waits has done so for `ageing` for each class above its own; an `ageing` of 0 turns this off.
+
+    It is then started as one of HIGH, out of a share of its own (`OVERDUE_SHARE`): neither does a stream of HIGH keep
+    it waiting, nor does a backlog of what is overdue take more than the share from HIGH.
+    """
+    return ageing > 0 and priority > 0 and waited >= priority * ageing
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Overdue:
+    """A part of a claim: up to `limit` tasks of `priority` that have waited `after_s`, the longest wait first."""
+
+    priority: Priority
+    after_s: float
+    limit: int
+
+
+def overdue_claims(*, claimed: int, limit: int, ageing_s: float) -> Sequence[Overdue]:
+    """What of the next `limit` claims goes first to overdue tasks, `claimed` being the sum of all limits before.
+
+    Over any run of claims that is a share of 1 / `OVERDUE_SHARE`, half of it for MED, half for LOW, also where each
+    claim is of a single task.
+    """
+    if ageing_s <= 0:
+        return []
+    period = 2 * OVERDUE_SHARE
+    found = []
+    for priority, offset in ((Priority.MED, 0), (Priority.LOW, OVERDUE_SHARE)):
+        quota = (claimed + limit + offset) // period - (claimed + offset) // period
+        if quota:
+            found.append(Overdue(priority=priority, after_s=priority * ageing_s, limit=quota))
+    return found

@@ -43,6 +43,9 @@ class Settings(BaseSettings):
     poll_s: Annotated[float, Field(gt=0, le=60)] = Field(
         1.0, description="scan of the queue folder, for files that inotify does not tell of"
     )
+    ageing_s: Annotated[float, Field(ge=0, le=31_536_000)] = Field(
+        600.0, description="wait for each priority above its own after which a task starts as one of HIGH; 0: never"
+    )
     drain_timeout: Annotated[float, Field(ge=0)] | None = Field(
         None,
         description="seconds a stopping node waits for running jobs before it hands them back; for ever by default",

@@ -34,6 +34,13 @@ node = apply(
     click.option("--completed", type=_FOLDER, help="Folder that gets .done files; HOME/completed by default."),
     click.option("--poll", "poll_s", type=float, metavar="SECONDS", help="Scan of the queue folder; 1 by default."),
     click.option(
+        "--ageing",
+        "ageing_s",
+        type=float,
+        metavar="SECONDS",
+        help="Wait for each priority above its own after which a task starts as one of HIGH; 600 by default, 0: never.",
+    ),
+    click.option(
         "--drain-timeout",
         type=float,
         metavar="SECONDS",

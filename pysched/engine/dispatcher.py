@@ -25,14 +25,15 @@ POLL_S = 5.0
 _RATE_WINDOW_S = 0.2
 _BACKOFF_S = (0.05, 2.0)  # first and longest pause while the store does not answer
 
-ClaimTasks = Callable[[Priority, int], Sequence[Claim]]
+ClaimTasks = Callable[[Priority, int, Sequence[policy.Overdue]], Sequence[Claim]]
 Promote = Callable[[], float | None]
 Prepare = Callable[[AttemptKey, Task], Program]
 Unstartable = Callable[[Claim, PyschedError], None]
 
 
 class Dispatcher:
-    """`claim(lowest, limit)` commits a claim; `promote()` queues what is due, and returns seconds to the next."""
+    """`claim(lowest, limit, overdue)` commits a claim; `promote()` queues what is due, and returns seconds to the
+    next."""
 
     def __init__(
         self,
@@ -43,6 +44,7 @@ class Dispatcher:
         promote: Promote,
         prepare: Prepare,
         unstartable: Unstartable,
+        ageing_s: float,
     ) -> None:
         self._core = core
         self._attempts = attempts
@@ -50,6 +52,8 @@ class Dispatcher:
         self._promote = promote
         self._prepare = prepare
         self._unstartable = unstartable
+        self._ageing_s = ageing_s
+        self._claimed = 0  # sum of the limits of all claims
         self._news = threading.Condition()  # guards the five below
         self._work_news = 0  # how often somebody said that there may be work
         self._empty = 0  # so many classes, from HIGH down, have nothing to claim as far as we know
@@ -134,7 +138,9 @@ class Dispatcher:
                 return
             lowest, limit = wanted
             news = self._work_news
-            claims = self._claim(lowest, limit)
+            overdue = policy.overdue_claims(claimed=self._claimed, limit=limit, ageing_s=self._ageing_s)
+            claims = self._claim(lowest, limit, overdue)
+            self._claimed += limit
             if len(claims) < limit:
                 with self._news:
                     if news == self._work_news:  # nothing was said to have come while we asked
@@ -173,6 +179,7 @@ class Dispatcher:
                     stderr=program.stderr.encode(),
                     timeout_s=program.timeout_s,
                     grace_s=program.grace_s,
+                    waited_s=claim.waited_s,
                 )
             )
         self._core.submit(launches)

@@ -33,6 +33,7 @@ from pysched.model import (
     State,
     TaskType,
 )
+from pysched.policy import Overdue
 from pysched.store import accepting, ending, migrate, sql, views
 from pysched.store.database import Conn, Database
 from pysched.task import Task
@@ -155,13 +156,23 @@ class Store:
 
     # ── running ───────────────────────────────────────────────────────────────────────────────────
 
-    def claim(self, incarnation: uuid.UUID, *, lowest: Priority, limit: int) -> builtins.list[Claim]:
-        """Up to `limit` ready tasks of priority `lowest` or higher, best first, each under a new token.
+    def claim(
+        self, incarnation: uuid.UUID, *, lowest: Priority, limit: int, overdue: Sequence[Overdue] = ()
+    ) -> builtins.list[Claim]:
+        """Up to `limit` ready tasks, best first, each under a new token: those that `overdue` asks for, of any
+        priority, and then such of `lowest` or higher.
 
         None if the queue is paused, or the node is draining, has ended or has no valid lease.  Tasks that other
         transactions are looking at are skipped; whoever locks a ready task without taking it notifies.
         """
-        parameters = {"node": incarnation, "lowest": int(lowest), "limit": limit}
+        parameters = {
+            "node": incarnation,
+            "lowest": int(lowest),
+            "limit": limit,
+            "overdue_priorities": [int(part.priority) for part in overdue],
+            "overdue_after": [part.after_s for part in overdue],
+            "overdue_limits": [part.limit for part in overdue],
+        }
         claims = [_claim(row) for row in self._database.execute(_CLAIM.claim, parameters)]
         return sorted(claims, key=lambda claim: (claim.priority, -claim.rank, claim.sequence))
 
@@ -328,7 +339,7 @@ def _key(row: Sequence[Any]) -> AttemptKey:
 
 
 def _claim(row: Sequence[Any]) -> Claim:
-    task_id, attempt, token, priority, rank, sequence, spec, failures, submitted_at = row
+    task_id, attempt, token, priority, rank, sequence, spec, failures, submitted_at, waited_s = row
     return Claim(
         key=AttemptKey(id=task_id, attempt=attempt, token=token),
         priority=Priority(priority),
@@ -337,4 +348,5 @@ def _claim(row: Sequence[Any]) -> Claim:
         spec=spec,
         failures=failures,
         submitted_at=submitted_at,
+        waited_s=max(0.0, waited_s),  # the server's clock may have been set back
     )

@@ -40,8 +40,8 @@ def alive(pid: int) -> bool:
 class Run:
     """A Core together with what it has told so far."""
 
-    def __init__(self, folder: Path, lanes: int, workers: int) -> None:
-        self.core = Core(lanes=lanes, workers=workers)
+    def __init__(self, folder: Path, lanes: int, workers: int, ageing_s: float) -> None:
+        self.core = Core(lanes=lanes, workers=workers, ageing_s=ageing_s)
         self.folder = folder
         self.events: list[Event] = []
         self._next = 1
@@ -119,11 +119,11 @@ class Run:
 
 @pytest.fixture
 def start(tmp_path: Path) -> Iterator[Callable[..., Run]]:
-    """A maker of `Run`s: start(lanes=, workers=); all are ended after the test."""
+    """A maker of `Run`s: start(lanes=, workers=, ageing_s=); all are ended after the test."""
     runs: list[Run] = []
 
-    def make(lanes: int = 1, workers: int = 8) -> Run:
-        runs.append(Run(tmp_path, lanes, workers))
+    def make(lanes: int = 1, workers: int = 8, ageing_s: float = 0.0) -> Run:
+        runs.append(Run(tmp_path, lanes, workers, ageing_s))
         return runs[-1]
 
     yield make

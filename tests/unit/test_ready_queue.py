@@ -140,11 +140,12 @@ class QueueMachine(RuleBasedStateMachine):
         self.python: Any = None
         self.lanes = 0
         self.next = 0
+        self.now_ns = 0
 
-    @initialize(lanes=st.integers(1, 4))
-    def begin(self, lanes: int) -> None:
+    @initialize(lanes=st.integers(1, 4), ageing_s=st.sampled_from([0, 0, 1e-7, 1e-6]))
+    def begin(self, lanes: int, ageing_s: float) -> None:
         self.lanes = lanes
-        self.native, self.python = _core.ReadyQueue(lanes), twin.ReadyQueue(lanes)
+        self.native, self.python = _core.ReadyQueue(lanes, ageing_s), twin.ReadyQueue(lanes, ageing_s)
 
     @rule(
         priority=st.integers(0, 2),
@@ -158,12 +159,17 @@ class QueueMachine(RuleBasedStateMachine):
             self.next += 1
             sequence = self.next + jump  # a jump makes later ones come out of order
             for queue in (self.native, self.python):
-                queue.push(priority, rank, sequence, self.next, min(lane, self.lanes - 1))
+                queue.push(priority, rank, sequence, self.next, min(lane, self.lanes - 1), self.now_ns)
 
     @rule(lane=st.integers(0, 3), times=st.sampled_from([1, 1, 2, 150]))
     def pop(self, lane: int, times: int) -> None:
         for _ in range(times):
-            assert self.native.pop(lane % self.lanes) == self.python.pop(lane % self.lanes)
+            lane %= self.lanes
+            assert self.native.pop(lane, self.now_ns) == self.python.pop(lane, self.now_ns)
+
+    @rule(ns=st.sampled_from([1, 6, 10, 50, 100, 1000]))
+    def wait(self, ns: int) -> None:
+        self.now_ns += ns
 
     @precondition(lambda self: self.native is not None)
     @invariant()
@@ -173,7 +179,7 @@ class QueueMachine(RuleBasedStateMachine):
 
     def teardown(self) -> None:
         while self.native is not None and len(self.python):
-            assert self.native.pop(0) == self.python.pop(0)
+            assert self.native.pop(0, self.now_ns) == self.python.pop(0, self.now_ns)
 
 
 QueueMachine.TestCase.settings = settings(max_examples=60, stateful_step_count=40, deadline=None, database=None)

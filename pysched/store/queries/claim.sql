@@ -1,27 +1,45 @@
 -- name: claim
+-- First the overdue ones that the caller asks for, then the others in order, `limit` in all.
 -- The ids of rows come from an array of ctids: whatever the statistics say, that is a TID scan.
+WITH allowed AS (
+    SELECT FROM pysched.nodes
+    WHERE incarnation = %(node)s::uuid AND ended_at IS NULL AND NOT draining AND lease_until > clock_timestamp()
+      AND NOT EXISTS (SELECT FROM pysched.control WHERE paused)
+), overdue AS MATERIALIZED (
+    SELECT ready.ctid
+    FROM unnest(%(overdue_priorities)s::smallint[], %(overdue_after)s::float8[], %(overdue_limits)s::integer[])
+        AS o (priority, after_s, at_most),
+    LATERAL (
+        SELECT ctid FROM pysched.tasks
+        WHERE place = 'ready' AND priority > 0 AND priority = o.priority
+          AND ready_at <= clock_timestamp() - make_interval(secs => o.after_s)
+          AND EXISTS (SELECT FROM allowed)
+        ORDER BY ready_at
+        LIMIT o.at_most
+        FOR NO KEY UPDATE SKIP LOCKED
+    ) AS ready
+)
 UPDATE pysched.tasks AS t
 SET holder = %(node)s::uuid, token = nextval('pysched.tokens'), attempts = attempts + 1
-WHERE ctid = ANY(ARRAY(
+WHERE ctid = ANY(ARRAY(SELECT ctid FROM overdue) || ARRAY(
     SELECT ctid FROM pysched.tasks
     WHERE place = 'ready' AND priority <= %(lowest)s::smallint
-      AND EXISTS (
-          SELECT FROM pysched.nodes
-          WHERE incarnation = %(node)s::uuid AND ended_at IS NULL AND NOT draining AND lease_until > clock_timestamp())
-      AND NOT EXISTS (SELECT FROM pysched.control WHERE paused)
+      AND EXISTS (SELECT FROM allowed) AND NOT ctid = ANY(ARRAY(SELECT ctid FROM overdue))
     ORDER BY priority, rank DESC, sequence
-    LIMIT %(limit)s::integer
+    LIMIT %(limit)s::integer - (SELECT count(*) FROM overdue)
     FOR NO KEY UPDATE SKIP LOCKED
 ))
-RETURNING id, attempts, token, priority, rank, sequence, spec, failures, submitted_at;
+RETURNING id, attempts, token, priority, rank, sequence, spec, failures, submitted_at,
+    extract(epoch FROM clock_timestamp() - ready_at)::float8;
 
 -- name: held
-SELECT id, attempts, token, priority, rank, sequence, spec, failures, submitted_at
+SELECT id, attempts, token, priority, rank, sequence, spec, failures, submitted_at,
+    extract(epoch FROM clock_timestamp() - ready_at)::float8
 FROM pysched.tasks WHERE place = 'claimed' AND holder = %(node)s::uuid;
 
 -- name: promote
 WITH due AS (
-    UPDATE pysched.tasks SET state = 'queued', due_at = NULL
+    UPDATE pysched.tasks SET state = 'queued', due_at = NULL, ready_at = clock_timestamp()
     WHERE ctid = ANY(ARRAY(
         SELECT ctid FROM pysched.tasks
         WHERE place = 'scheduled' AND due_at <= clock_timestamp()

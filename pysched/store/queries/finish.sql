@@ -10,6 +10,7 @@ WITH changed AS (
         reason = CASE WHEN e.again THEN CASE WHEN t.cancel_requested THEN 'user' END ELSE e.reason END,
         due_at = CASE WHEN e.next_state = 'scheduled' AND e.delay_s > 0 AND NOT t.cancel_requested
             THEN now() + make_interval(secs => e.delay_s) END,
+        ready_at = CASE WHEN e.next_state = 'scheduled' THEN now() ELSE t.ready_at END,  -- handed back: it waits on
         finished_at = CASE WHEN NOT e.again OR t.cancel_requested THEN e.finished_at END,
         cancel_requested = false,
         attempts = t.attempts - e.void::integer,
@@ -78,7 +79,8 @@ WITH freed AS (
             WHEN t.waiting_for > locked.n THEN 'blocked'
             WHEN t.not_before > now() THEN 'scheduled'
             ELSE 'queued' END,
-        due_at = CASE WHEN t.waiting_for = locked.n AND t.not_before > now() THEN t.not_before END
+        due_at = CASE WHEN t.waiting_for = locked.n AND t.not_before > now() THEN t.not_before END,
+        ready_at = now()
     FROM locked
     WHERE t.id = locked.id
     RETURNING t.state
@@ -145,6 +147,7 @@ WITH changed AS (
             ELSE 'queued' END,
         due_at = CASE WHEN %(waiting)s::integer = 0 AND not_before > now() THEN not_before END,
         waiting_for = %(waiting)s::integer,
+        ready_at = now(),
         reason = NULL, failures = 0, finished_at = NULL, exit_code = NULL, signal = NULL, run_ms = NULL, result = NULL,
         stdout = NULL, stderr = NULL
     WHERE id = %(id)s

@@ -31,7 +31,7 @@ WHERE ended_at IS NULL AND lease_until <= clock_timestamp();
 -- name: abandoned
 -- Asked anew it gives the same answer until `finish` has recorded what became of these attempts.
 SELECT id, attempts, token, priority, rank, sequence, spec, failures, submitted_at,
-    holder, pid, attempt_started_at
+    extract(epoch FROM clock_timestamp() - ready_at)::float8, holder, pid, attempt_started_at
 FROM pysched.tasks
 WHERE place = 'claimed' AND NOT EXISTS (
     SELECT FROM pysched.nodes WHERE incarnation = holder AND ended_at IS NULL)
