@@ -69,7 +69,8 @@ class Race:
 
     def table(self, name: str, count: int) -> str:
         """All contenders, `name` against each, as text; `count` things were done in a lap."""
-        lines = [f"{'':<24}{'per second':>12}{'µs of CPU each':>16}   {name} is … times as fast, by the clock and by CPU"]
+        head = f"{'':<24}{'per second':>12}{'µs of CPU each':>16}"
+        lines = [f"{head}   {name} is … times as fast, by the clock and by CPU"]
         for other, laps in self.laps.items():
             rate = count / self.seconds(other)
             cpu_us = statistics.median(lap.cpu_s for lap in laps) / count * 1e6

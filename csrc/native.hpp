@@ -147,11 +147,12 @@ PYSCHED_CHILD static inline void child_open(Spawn *spawn, Step step, const char 
 }
 
 // Dispositions and mask as a fresh login has them.  Handlers go first: with the mask open, one would run in the
-// parent's memory.  32 and 33 are libc's own (and nobody sends them here); exec resets those.
+// parent's memory.  Also libc's own 32 and 33, which posix_spawn(3) leaves
+// ignored in what it starts, and so may have left in us.
 PYSCHED_CHILD static inline void child_reset_signals() noexcept {
     const std::uint64_t empty[4] = {0, 0, 0, 0}; // of the kernel: handler SIG_DFL, flags, restorer, mask
     for (int signal = 1; signal <= 64; ++signal)
-        if (signal != SIGKILL && signal != SIGSTOP && signal != 32 && signal != 33)
+        if (signal != SIGKILL && signal != SIGSTOP)
             syscall(SYS_rt_sigaction, signal, empty, nullptr, sizeof empty[0]);
     syscall(SYS_rt_sigprocmask, SIG_SETMASK, &empty, nullptr, sizeof empty[0]);
 }

@@ -57,7 +57,8 @@ def test_quantiles_and_mean_err_by_at_most_a_128th_and_quantiles_only_rise(
     exact = sorted(values)[max(math.ceil(q * len(values)), 1) - 1]
     assert abs(histogram.quantile(q) - exact) <= Fraction(exact, 128)
     mean = Fraction(sum(values), len(values))
-    assert abs(Fraction(histogram.mean) - mean) <= mean / 128 + Fraction(1, 10**6)
+    # `mean` is a float: beyond 2^53 it is rounded, too
+    assert abs(Fraction(histogram.mean) - mean) <= mean / 128 + mean / 2**52 + Fraction(1, 10**6)
     rising = [histogram.quantile(step / 20) for step in range(1, 21)]
     assert rising == sorted(rising)
 
