@@ -223,6 +223,9 @@ class NodeInfo:
     version: str
 
 
+LISTENING = "listening"  # stands among the store's notifications where hearing begins: some may have been missed
+
+
 def is_valid_id(text: str) -> bool:
     return _ID.match(text) is not None
 

@@ -147,7 +147,11 @@ class Node:
         self._listener = Listener(
             store.notifications,
             store.hush,
-            {"ready": self._dispatcher.work, "cancel": lambda: self._cancel(store.cancellations(self._incarnation))},
+            {
+                "ready": self._dispatcher.work,
+                "due": self._dispatcher.due,
+                "cancel": lambda: self._cancel(store.cancellations(self._incarnation)),
+            },
         )
         self._intake = Intake(settings.queue_folder, lambda tasks: self._accept(store, tasks), poll_s=settings.poll_s)
         self._profiler = Profiler(self._home.profile, lambda: self._sample(store))
@@ -215,6 +219,8 @@ class Node:
     def _accept(self, store: Store, tasks: Sequence[Task]) -> Sequence[Acceptance | PyschedError]:
         verdicts = store.accept(tasks, source=self._incarnation, atomic=False)
         self._dispatcher.work()
+        if any(isinstance(verdict, Acceptance) and verdict.state is State.SCHEDULED for verdict in verdicts):
+            self._dispatcher.due()
         return verdicts
 
     def _recorded(self, outcomes: Sequence[Outcome]) -> None:

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Mapping
 import structlog
 
 from pysched.errors import StoreError
+from pysched.model import LISTENING
 
 _PATIENCE_S = 5.0
 _RECONNECT_S = 1.0
@@ -17,7 +18,8 @@ class Listener:
     """Calls `on[payload]()` for each notification; `notifications(timeout_s)` yields payloads, then ends; `hush()` ends
     its wait.
 
-    While there is no connection, each try to get one counts as news of everything.
+    Where nothing could be heard, anything may have been said: when hearing begins (`LISTENING`), and while there is no
+    connection at each try to get one, that counts as news of everything.
     """
 
     def __init__(
@@ -45,9 +47,10 @@ class Listener:
         while not self._stop.is_set():
             try:
                 for payload in self._notifications(_PATIENCE_S):
-                    handler = self._on.get(payload)
-                    if handler is not None:
-                        handler()
+                    if payload in self._on:
+                        self._on[payload]()
+                    elif payload == LISTENING:
+                        self._tell_all()
                     if self._stop.is_set():
                         return
             except StoreError as error:

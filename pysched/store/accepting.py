@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import uuid
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -109,8 +109,7 @@ def _without_needs(conn: Conn, batch: _Batch, source: uuid.UUID) -> dict[str, Ve
     items = list(batch.first.values())
     for item in items:
         item.state = State.SCHEDULED if item.task.delay_s > 0 else State.QUEUED
-    if any(item.state is State.QUEUED for item in items):
-        conn.execute(_QUERIES.notify_ready)  # a hint, sent at commit; too many do no harm
+    _notify(conn, {item.state for item in items})
     created = _insert(conn, items, source)
     existing = _find(conn, [item.id for item in items if item.id not in created])
     verdicts: dict[str, Verdict] = {}
@@ -144,8 +143,7 @@ def _with_needs(conn: Conn, batch: _Batch, source: uuid.UUID) -> dict[str, Verdi
     for chunk in _chunks(edges):
         conn.execute(_QUERIES.connect, {"tasks": [task for task, _ in chunk], "needs": [need for _, need in chunk]})
     # Claims skip rows that we lock, so a queued task that we locked may have been passed over: hint again.
-    if State.QUEUED in needed.values() or any(item.state is State.QUEUED for item in plan.new):
-        conn.execute(_QUERIES.notify_ready)
+    _notify(conn, {*needed.values(), *(item.state for item in plan.new)})
     return plan.verdicts
 
 
@@ -255,6 +253,13 @@ def _insert(conn: Conn, items: Sequence[New], source: uuid.UUID) -> set[str]:
         }
         created.update(task_id for (task_id,) in conn.execute(_QUERIES.insert, columns))
     return created
+
+
+def _notify(conn: Conn, states: Set[State]) -> None:
+    """Hints, sent at commit: there is something to claim, or a due time to learn of.  Too many do no harm."""
+    kinds = [kind for state, kind in ((State.QUEUED, "ready"), (State.SCHEDULED, "due")) if state in states]
+    if kinds:
+        conn.execute(_QUERIES.notify, {"kinds": kinds})
 
 
 def _find(conn: Conn, ids: list[str]) -> dict[str, Stored]:

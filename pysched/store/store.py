@@ -21,6 +21,7 @@ from typing import Any
 
 from pysched.errors import ConflictError, NotFoundError, TaskError
 from pysched.model import (
+    LISTENING,
     Abandoned,
     Acceptance,
     AttemptKey,
@@ -296,9 +297,10 @@ class Store:
         return int(total)
 
     def notifications(self, timeout_s: float) -> Iterator[str]:
-        """What nodes tell each other: `ready`, `cancel`; waits at most `timeout_s` seconds for the first.
+        """What nodes tell each other: `ready`, `due`, `cancel`; LISTENING comes when hearing begins.
 
-        Hints only.  The connection is the store's own and stays open between calls; one thread at a time.
+        Hints only.  Waits at most `timeout_s` seconds for the first.  The connection is the store's own and
+        stays open between calls; one thread at a time.
         `hush` ends the wait, and all later ones.
         """
         with self._listening, self._database.translated():
@@ -306,6 +308,7 @@ class Store:
                 if self._listener is None:
                     self._listener = self._database.connect()
                     self._listener.execute("LISTEN pysched")
+                    yield LISTENING
                 # Not by the driver, whose wait looks up ten times a second: an idle node must cost nothing.
                 readable = select.poll()
                 readable.register(self._listener.pgconn.socket, select.POLLIN)

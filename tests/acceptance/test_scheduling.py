@@ -157,3 +157,11 @@ def test_a_database_that_does_not_answer_is_one_line(site: Site, tmp_path: Path)
     assert process.messages.count("\n") == 1
     assert process.messages.startswith("error: ")
     assert "secret" not in process.messages
+
+
+def test_a_delayed_task_starts_when_its_time_has_come(site: Site) -> None:
+    """Told to the node by the accept: nothing else would make it look before its next poll."""
+    site.node("--poll", "60", workers=1)
+    site.drop("later", {"command": "true", "delay_s": 0.3})
+    later = site.done("later")
+    assert 300 <= later["wait_ms"] < 4_000

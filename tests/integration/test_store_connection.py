@@ -11,7 +11,7 @@ import pytest
 from psycopg.conninfo import make_conninfo
 
 from pysched.errors import DatabaseUnreachable, StoreError
-from pysched.model import State
+from pysched.model import LISTENING, State
 from pysched.store.store import Store
 from tests.integration.store_driver import SOURCE, Node, accept, await_blocked, begin, outcome, states, task
 
@@ -172,7 +172,7 @@ def test_the_victim_of_a_deadlock_begins_again(store: Store, store_url: str) -> 
 
 class TestNotifications:
     def test_are_heard(self, store: Store, store_url: str) -> None:
-        assert list(store.notifications(0.01)) == []  # from now on
+        assert list(store.notifications(0.01)) == [LISTENING]  # from now on
         with Store(store_url) as other:
             accept(other, task("a"))
             node = Node(other)
@@ -186,9 +186,11 @@ class TestNotifications:
         assert heard == ["ready", "cancel"]
 
     def test_only_of_what_others_can_use(self, store: Store) -> None:
-        assert list(store.notifications(0.01)) == []
+        assert list(store.notifications(0.01)) == [LISTENING]
         accept(store, task("later", delay_s=99.0))
+        assert list(store.notifications(30)) == ["due"]
         accept(store, task("blocked", after=["later"]))
+        assert list(store.notifications(30)) == ["due"]  # it locked `later`, which a promotion may have passed over
         store.cancel("later")
         store.set_paused(False)
         store.accept([task("end")], source=SOURCE, atomic=False)
@@ -199,16 +201,16 @@ class TestNotifications:
         accept(store, task("a"))
         node = Node(store)
         key = node.key()
-        assert list(store.notifications(0.01)) == []
+        assert list(store.notifications(0.01)) == [LISTENING]
         node.finish(outcome(key, state=State.CANCELLED, next_state=State.QUEUED, reason="shutdown", counts=False))
         assert next(iter(store.notifications(30))) == "ready"
 
     def test_are_heard_again_after_the_connection_was_lost(self, store: Store, store_url: str) -> None:
-        assert list(store.notifications(0.01)) == []
+        assert list(store.notifications(0.01)) == [LISTENING]
         terminate_all(store_url)
         with pytest.raises(DatabaseUnreachable):
             list(store.notifications(30))
-        assert list(store.notifications(0.01)) == []
+        assert list(store.notifications(0.01)) == [LISTENING]
         accept(store, task("a"))
         assert next(iter(store.notifications(30))) == "ready"
 

@@ -43,5 +43,5 @@ SELECT id, state FROM pysched.tasks WHERE id = ANY(%(ids)s::text[]) ORDER BY id 
 -- name: find
 SELECT id, spec, state FROM pysched.tasks WHERE id = ANY(%(ids)s::text[]);
 
--- name: notify_ready
-SELECT pg_notify('pysched', 'ready');
+-- name: notify
+SELECT pg_notify('pysched', kind) FROM unnest(%(kinds)s::text[]) AS kind;
