@@ -3,7 +3,7 @@
 #   make run      install into .venv and run `scheduler demo`
 #   make test     install with the test tools and run every test
 #
-# and for those who change pysched: `make check`, `make bench`, `make clean`.
+# and for those who change pysched: `make check`, `make bench`, `make sanitize`, `make coverage`, `make clean`.
 # Variables: PYTHON (which interpreter), VENV (where), DEMO, PYTEST and BENCH (further arguments).
 
 PYTHON ?= python3
@@ -23,7 +23,13 @@ export PATH := $(BIN):$(PATH)
 # An editable install, once made, also serves `make run`: it is never older than the sources.
 INSTALLED := $(if $(wildcard $(VENV)/.editable),$(VENV)/.editable,$(VENV)/.installed)
 
-.PHONY: run test check bench clean FORCE
+SANITIZERS := thread address undefined
+# What runs under them: what enters the core without a database.  Not test_executor_future.py: ThreadSanitizer holds back
+# the signal that one of its tests waits for.
+NATIVE_TESTS ?= tests/native \
+	$(addprefix tests/unit/test_,ready_queue.py ageing.py histogram.py executor.py)
+
+.PHONY: run test check bench bench-queue sanitize $(SANITIZERS:%=sanitize-%) coverage clean FORCE
 .DELETE_ON_ERROR:
 
 run: $(INSTALLED)
@@ -43,6 +49,12 @@ bench: $(VENV)/.editable
 	    PYSCHED_HOME=$$home $(BIN)/python benchmarks/benchmark.py --mode $$mode $(BENCH) || exit 1; \
 	  done; }
 
+# The ready queue on native threads, without processes: its cost, its memory, its peers in one process.
+bench-queue: $(VENV)/.editable
+	rm -rf build/bench/site && $(PIP) --no-deps --target build/bench/site --config-settings build-dir=build/bench/cmake \
+	  --config-settings cmake.define.PYSCHED_BENCH=ON .
+	PYTHONPATH=build/bench/cmake $(BIN)/pytest -s benchmarks/test_queue.py $(BENCH)
+
 # `api` and `ml` are parts of the package pysched that stand beside it in the checkout; mypy and import-linter see
 # the package as it is installed, through links.  `-S` hides the editable install from import-linter, which would
 # otherwise lead it back to the checkout.
@@ -55,6 +67,37 @@ check: $(VENV)/.editable
 	cd $(TREE) && PYTHONPATH=$$($(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))') \
 	  $(BIN)/python -S $(BIN)/lint-imports --config $(CURDIR)/pyproject.toml --no-cache
 	$(BIN)/cython-lint csrc
+
+# The core in builds of its own, each in an environment of its own that finds the dependencies in $(VENV): the finder of
+# an editable install would bring back the ordinary core, here and in the children of tests.
+INSTRUMENTED = build/instrumented/$@
+INSTRUMENT = \
+	rm -rf $(INSTRUMENTED)/env && $(BIN)/python -m venv --without-pip $(INSTRUMENTED)/env && \
+	site=$$($(INSTRUMENTED)/env/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))') && \
+	$(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))' >$$site/dependencies.pth && \
+	$(PIP) --no-deps --target $$site --config-settings build-dir=$(INSTRUMENTED)/cmake
+# Run where neither `pysched` nor `tests` lies in the current folder; without tests/conftest.py, whose databases cannot
+# bear the preloaded libraries.
+INSTRUMENTED_PYTEST = cd $(INSTRUMENTED) && env/bin/python -m pytest --config-file=$(CURDIR)/pyproject.toml \
+	--rootdir=$(CURDIR) --confcutdir=$(CURDIR)/tests/native --import-mode=append -p no:cacheprovider --timeout=600 \
+	$(NATIVE_TESTS:%=$(CURDIR)/%) $(PYTEST)
+
+sanitize: $(SANITIZERS:%=sanitize-%)
+
+sanitize-thread: PRELOAD = libtsan.so
+sanitize-address: PRELOAD = libasan.so
+sanitize-undefined: PRELOAD = libubsan.so
+$(SANITIZERS:%=sanitize-%): sanitize-%: $(VENV)/.editable
+	$(INSTRUMENT) --config-settings cmake.define.PYSCHED_SANITIZE=$* .
+	export LD_PRELOAD=$$($${CXX:-g++} -print-file-name=$(PRELOAD)) TSAN_OPTIONS=halt_on_error=1 \
+	  ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1 && $(INSTRUMENTED_PYTEST)
+
+# Lines of the .pyx files that ran, counted by the compiler's own means: Cython's tracing sees no thread without the GIL.
+coverage: $(VENV)/.editable
+	find $(INSTRUMENTED) -name '*.gcda' -delete 2>/dev/null || true
+	$(INSTRUMENT) --config-settings cmake.define.PYSCHED_COVERAGE=ON .
+	$(INSTRUMENTED_PYTEST)
+	$(BIN)/python tests/native/coverage.py $(INSTRUMENTED)/cmake
 
 clean:
 	rm -rf build .venv .mypy_cache .ruff_cache .pytest_cache .hypothesis .benchmarks

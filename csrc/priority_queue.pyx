@@ -290,6 +290,11 @@ cdef void queue_push(Queue* queue, int lane, const Ticket* ticket) noexcept nogi
     shelf.mutex.unlock()
 
 
+cdef inline void shelf_count_down(Shelf* shelf, int cls) noexcept nogil:
+    """Under the mutex, which excludes other writers: no atomic subtraction is needed, and readers may be late."""
+    shelf.counts[cls].store(shelf.counts[cls].load(memory_order_relaxed) - 1, memory_order_relaxed)
+
+
 cdef bint shelf_pop(Shelf* shelf, int cls, Ticket* ticket) noexcept nogil:
     cdef bint found
     # An empty bucket is passed without its lock.  Reading a stale 0 here is harmless: the caller parks through
@@ -299,7 +304,7 @@ cdef bint shelf_pop(Shelf* shelf, int cls, Ticket* ticket) noexcept nogil:
     shelf.mutex.lock()
     found = bucket_pop(&shelf.buckets[cls], ticket)
     if found:
-        shelf.counts[cls].fetch_sub(1, memory_order_relaxed)
+        shelf_count_down(shelf, cls)
     shelf.mutex.unlock()
     return found
 
@@ -423,7 +428,7 @@ cdef bint queue_pop_overdue(Queue* queue, uint32_t turn, Ticket* ticket) noexcep
         if shelf.buckets[cls].overdue.count > 0:
             ticket[0] = ring_at(&shelf.buckets[cls].overdue, 0)[0]
             ring_drop_first(&shelf.buckets[cls].overdue)
-            shelf.counts[cls].fetch_sub(1, memory_order_relaxed)
+            shelf_count_down(shelf, cls)
             shelf.mutex.unlock()
             queue.overdue.fetch_sub(1, memory_order_relaxed)
             return True
