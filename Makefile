@@ -40,6 +40,7 @@ test: $(VENV)/.editable
 
 # A server on a throw-away home, measured from outside.  As root its database runs as another user, who must pass.
 bench: $(VENV)/.editable
+	$(BIN)/pytest -q benchmarks/test_executor.py
 	@home=$$(mktemp -d) && chmod 0711 $$home && { \
 	  $(BIN)/scheduler up --home $$home --port 0 --workers 8 >$$home/up.log 2>&1 & server=$$!; \
 	  trap 'kill $$server; wait $$server; rm -rf '$$home EXIT; \

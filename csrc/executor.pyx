@@ -99,8 +99,7 @@ cdef class Pool:
         for cls in range(CLASSES):
             while bucket_pop(&self.buckets[cls], &ticket):
                 Py_DECREF(<FutureState> <PyObject*> ticket.item)
-            ring_free(&self.buckets[cls].ring)
-            heap_free(&self.buckets[cls].heap)
+            bucket_free(&self.buckets[cls])
 
 
 # ---- the buckets -----------------------------------------------------------------------------------------------------
