@@ -24,6 +24,7 @@ from libc.stdio cimport FILE, fclose, fgetc, fopen, fread, snprintf, sscanf
 from libc.stdlib cimport atoi
 from libc.string cimport strcmp, strlen, strrchr
 from posix.resource cimport RLIM_INFINITY, rlimit
+from posix.stat cimport stat, struct_stat
 from posix.types cimport pid_t
 from posix.unistd cimport getsid
 
@@ -184,8 +185,12 @@ cdef void children_of(pid_t pid, array[pid_t]* children) noexcept nogil:
     cdef char[32] path
     cdef DIR* folder
     cdef dirent* entry
+    cdef struct_stat status
     cdef pid_t thread
     snprintf(path, sizeof(path), b"/proc/%d/task", pid)
+    if stat(path, &status) == 0 and status.st_nlink == 3:  # one thread: its folder, and . and ..
+        children_of_thread(pid, pid, children)
+        return
     folder = opendir(path)
     if folder == NULL:
         return

@@ -81,7 +81,8 @@ def _leftovers(identities: Set[Identity], marks: Set[int]) -> Iterator[tuple[int
         except ProcessLookupError:
             continue
         # Once more, now that the pidfd holds the process: between the two looks the pid may have changed hands.
-        if belongs(member) or (_parent(member) == parents[member] and parents[member] in seen):
+        known = belongs(member) or (_parent(member) == parents[member] and parents[member] in seen)
+        if known and not _has_ended(descriptor):
             yield member, descriptor
         else:
             os.close(descriptor)
@@ -127,6 +128,13 @@ def _stat(pid: int, field: int) -> int:
             return int(file.read().rpartition(b")")[2].split()[field])
     except OSError:
         return -1
+
+
+def _has_ended(descriptor: int) -> bool:
+    """Whether the process is dead, be it a zombie that nobody has collected."""
+    poller = select.poll()
+    poller.register(descriptor, select.POLLIN)
+    return bool(poller.poll(0))
 
 
 def _await_exits(descriptors: list[int]) -> None:
