@@ -21,12 +21,18 @@ from native cimport (
     CLOCK_BOOTTIME,
     EFD_CLOEXEC,
     EFD_NONBLOCK,
+    PR_GET_CHILD_SUBREAPER,
+    PR_SET_CHILD_SUBREAPER,
+    RLIMIT_RTTIME,
     array,
     checked_realloc,
     counter_array,
     eventfd,
+    eventfd_write,
+    prctl,
     probe_kernel,
     start_thread,
+    thread,
 )
 
 include "ticket.pyx"          # the 32-byte form of a waiting attempt, and the order key
@@ -36,16 +42,19 @@ include "timers.pyx"          # a heap on CLOCK_BOOTTIME, one a lane
 include "launch.pyx"          # Launch: what Python says about an attempt
 include "histogram.pyx"       # wait and run times by lane and priority
 include "process.pyx"         # Record: an attempt in the lanes' hands; spawn, signal, reap
+include "output.pyx"          # the cap on what an attempt writes
 include "event.pyx"           # Event, and the outbox it comes from
+include "tree.pyx"            # the processes of an attempt, and what they are known by
 include "engine.pyx"          # what the lanes share: registry, submission, waking
+include "killer.pyx"          # the thread that ends trees
 include "lane.pyx"            # the threads: exploit, wait
 include "mail.pyx"            # what they are told to do: letters and due timers
 include "future.pyx"          # Future: concurrent.futures.Future on C fields
 include "executor.pyx"        # Executor: Python calls in Python threads, from the same buckets
 
 __all__ = [
-    "ALARM", "CAUSE_CANCEL", "CAUSE_NONE", "CAUSE_SHUTDOWN", "CAUSE_TIMEOUT", "Core", "EXITED", "Event", "Executor",
-    "Future", "Histogram", "Launch", "ReadyQueue", "SPAWN_FAILED", "STARTED", "WITHDRAWN",
+    "ALARM", "CAUSE_CANCEL", "CAUSE_LOG_LIMIT", "CAUSE_NONE", "CAUSE_SHUTDOWN", "CAUSE_TIMEOUT", "Core", "EXITED",
+    "Event", "Executor", "Future", "Histogram", "Launch", "ReadyQueue", "SPAWN_FAILED", "STARTED", "WITHDRAWN",
 ]
 
 cdef object MAX_WORKERS = 1_000_000
@@ -85,18 +94,26 @@ cdef class Core:
     cdef int threads_running
     cdef pid_t owner
     cdef bint closed
+    cdef bint adopts        # as a subreaper
+    cdef int adopted_before
 
-    def __cinit__(self, *, lanes, workers, ageing_s=0.0):
+    def __cinit__(self, *, lanes, workers, ageing_s=0.0, subreaper=False, log_limit=0, log_limit_ends=False):
         cdef Engine* engine
         cdef int64_t ageing_ns = to_ns("ageing_s", ageing_s)
         cdef int i
         whole("lanes", lanes, 1, MAX_LANES)
         whole("workers", workers, 1, MAX_WORKERS)
+        whole("log_limit", log_limit, 0, 2**62)
         if probe_kernel() != 0:
             raise OSError(errno, "the kernel has no close_range; pysched needs Linux 5.9 or newer")
         self.owner = getpid()
         engine = self.engine = new Engine()
         engine.open_files = raise_open_files()
+        if getrlimit(RLIMIT_RTTIME, &engine.own_mark) != 0:
+            raise OSError(errno, "the limit of real-time CPU cannot be read")
+        engine.mark_place = mark_place(&engine.own_mark)
+        engine.salt = scattered(now(CLOCK_REALTIME) ^ <uint64_t> self.owner)
+        limit_init(&engine.output_limit, log_limit, log_limit_ends)
         engine.workers.store(workers)
         engine.lanes = lanes
         queue_init(&engine.queue, lanes, ageing_ns)
@@ -112,15 +129,18 @@ cdef class Core:
             engine.latencies[i] = new Latencies()
             self.threads[i] = lane_new(engine, i)
         engine.counters[engine.lanes] = new counter_array()
+        engine.killer = killer_new(engine, subreaper)
+        if not killer_open_all(engine.killer):
+            raise OSError(errno, "the thread that ends processes cannot be made; is /proc mounted?")
         for i in range(engine.lanes):
             if engine.outbox.bell < 0 or not lane_open(self.threads[i]):
                 raise OSError(errno, f"lane {i} cannot be made; lower `lanes` or raise the limit of open files")
+        if subreaper:
+            self.adopt_orphans()
         for i in range(engine.lanes):
-            try:
-                self.threads[i].runner = start_thread(lane_main, self.threads[i], f"pysched-lane-{i}".encode())
-            except RuntimeError as error:
-                raise OSError(EAGAIN, f"the thread of lane {i} cannot be started: {error}; lower `lanes`") from None
+            self.threads[i].runner = thread_of(f"lane-{i}", lane_main, self.threads[i])
             self.threads_running += 1
+        engine.killer.runner = thread_of("killer", killer_main, engine.killer)
 
     def __dealloc__(self):
         if self.engine == NULL or self.owner != getpid():
@@ -136,11 +156,27 @@ cdef class Core:
             engine.stopping.store(1, memory_order_seq_cst)
             for i in range(self.threads_running):
                 engine_ring(engine, i)
+            if engine.killer != NULL and engine.killer.runner != NULL:
+                eventfd_write(engine.killer.bell, 1)
+                engine.killer.runner.join()
+                del engine.killer.runner
+                engine.killer.runner = NULL
             for i in range(self.threads_running):
                 self.threads[i].runner.join()
                 del self.threads[i].runner
             self.threads_running = 0
             outbox_wake(&engine.outbox, True)
+        if self.adopts:
+            prctl(PR_SET_CHILD_SUBREAPER, self.adopted_before, 0, 0, 0)
+            self.adopts = False
+
+    cdef int adopt_orphans(self) except -1:
+        """Become a subreaper, until the end."""
+        if (prctl(PR_GET_CHILD_SUBREAPER, &self.adopted_before, 0, 0, 0) != 0
+                or prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0) != 0):
+            raise OSError(errno, "this process cannot become a subreaper")
+        self.adopts = True
+        return 0
 
     cdef int check(self, bint open) except -1:
         if self.owner != getpid():
@@ -165,6 +201,7 @@ cdef class Core:
                 if type(launch) is not Launch:
                     raise TypeError(f"submit: {launch!r} is no Launch")
                 records.push_back(record_new(<Launch> launch))
+                engine_mark(self.engine, records.back(), (<Launch> launch).mark)
             with nogil:
                 taken = engine_submit(self.engine, &records)
             if taken:
@@ -277,12 +314,21 @@ cdef class Core:
         return self.engine.workers.load()
 
 
+cdef thread* thread_of(str name, void (*entry)(void*) noexcept nogil, void* argument) except NULL:
+    try:
+        return start_thread(entry, argument, f"pysched-{name}".encode())
+    except RuntimeError as error:
+        raise OSError(EAGAIN, f"the thread {name} cannot be started: {error}; lower `lanes`") from None
+
+
 cdef void core_free(Engine* engine, Lane** threads) noexcept:
     """Free what the lanes left.  Children that run go on; only our knowledge of them ends."""
     cdef unordered_map[uint64_t, RecordPtr].iterator entry = engine.registry.begin()
     cdef Ticket ticket
     cdef Record* record
     cdef int i
+    if engine.killer != NULL:
+        killer_free(engine.killer)
     while entry != engine.registry.end():
         record = dereference(entry).second
         if record.state.load() >= RECORD_TAKEN:  # the others have a ticket

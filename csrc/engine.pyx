@@ -18,12 +18,19 @@ cdef enum Parked:
 cdef enum LetterKind:
     LETTER_KILL
     LETTER_ARM
+    LETTER_GONE         # of the killer: nothing is left of the tree
+    LETTER_SURVIVES     # of the killer: KILL was long ago
 
 cdef struct Letter:     # what Python asks of a lane, which alone touches its children and timers
     LetterKind kind
     uint8_t cause
-    uint64_t handle     # never a Record*: it may end before the letter is read.  LETTER_ARM: the token
-    int64_t ns          # LETTER_KILL: grace; LETTER_ARM: deadline
+    # Never a Record*, which may end before the letter is read.  LETTER_ARM: the token.  From the killer it is one,
+    # which its lane keeps until LETTER_GONE.
+    uint64_t handle
+    int64_t ns          # LETTER_KILL: grace; _ARM: deadline; _GONE: requests answered; _SURVIVES: how many
+
+
+cdef cppclass Killer    # killer.pyx
 
 
 cdef cppclass Mailbox:
@@ -48,6 +55,11 @@ cdef cppclass Engine:
     padded_mutex registry_mutex
     unordered_map[uint64_t, RecordPtr] registry  # attempts that are queued or running, by handle
     rlimit open_files               # of the children
+    rlimit own_mark                 # this process's RLIMIT_RTTIME
+    MarkPlace mark_place
+    OutputLimit output_limit
+    uint64_t salt                   # of the marks of launches that bring none
+    Killer* killer
 
 
 cdef inline void note_init(Note* note, const Record* record, EventKind kind, uint8_t cause) noexcept nogil:
@@ -124,6 +136,12 @@ cdef size_t engine_register(Engine* engine, array[RecordPtr]* records) noexcept 
         engine.registry[records[0][i].handle] = records[0][i]
     engine.registry_mutex.unlock()
     return 0
+
+
+cdef void engine_mark(Engine* engine, Record* record, uint64_t mark) noexcept nogil:
+    if mark == 0:
+        mark = scattered(record.handle + engine.salt)
+    record.mark = mark_limit(engine.mark_place, &engine.own_mark, mark)
 
 
 cdef bint record_starts_first(const RecordPtr& one, const RecordPtr& other) noexcept nogil:

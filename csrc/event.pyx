@@ -40,6 +40,7 @@ cdef struct Note:       # the native form of an Event, same fields
     int64_t run_ns
     int64_t cpu_ns
     int64_t max_rss_kb
+    int survivors
 
 
 cdef cppclass Outbox:
@@ -206,6 +207,7 @@ CAUSE_NONE = int(CAUSED_BY_NOTHING)
 CAUSE_TIMEOUT = int(CAUSED_BY_TIMEOUT)
 CAUSE_CANCEL = int(CAUSED_BY_CANCEL)
 CAUSE_SHUTDOWN = int(CAUSED_BY_SHUTDOWN)
+CAUSE_LOG_LIMIT = int(CAUSED_BY_LOG_LIMIT)
 
 cdef tuple KIND_NAMES = ("?", "STARTED", "EXITED", "SPAWN_FAILED", "WITHDRAWN", "ALARM")
 cdef tuple STEP_NAMES = (None, "clone", "session", "stdin", "stdout", "stderr", "cwd", "limits", "exec")  # by Step
@@ -230,11 +232,12 @@ cdef class Event:
     cdef readonly int64_t run_ns
     cdef readonly int64_t cpu_ns
     cdef readonly int64_t max_rss_kb
+    cdef readonly int survivors
 
     def __init__(
         self, int kind, uint64_t handle, *, int lane=0, int pid=0, int status=0, int cause=0, int errno=0,
         str step=None, int64_t queued_ns=0, int64_t started_ns=0, int64_t ended_ns=0, int64_t wait_ns=0,
-        int64_t run_ns=0, int64_t cpu_ns=0, int64_t max_rss_kb=0,
+        int64_t run_ns=0, int64_t cpu_ns=0, int64_t max_rss_kb=0, int survivors=0,
     ):
         self.kind = kind
         self.handle = handle
@@ -251,6 +254,7 @@ cdef class Event:
         self.run_ns = run_ns
         self.cpu_ns = cpu_ns
         self.max_rss_kb = max_rss_kb
+        self.survivors = survivors
 
     @property
     def errno(self):
@@ -281,4 +285,5 @@ cdef Event event_of(const Note* note):
     event.run_ns = note.run_ns
     event.cpu_ns = note.cpu_ns
     event.max_rss_kb = note.max_rss_kb
+    event.survivors = note.survivors
     return event

@@ -2,6 +2,8 @@
 #
 # Its loop is two calls, exploit and wait.  Everything below runs without the GIL and touches no Python object.
 
+from libc.errno cimport EAGAIN
+from libc.signal cimport SIGKILL
 from libc.stdint cimport int64_t, uint32_t, uint64_t
 from libc.stdlib cimport free
 from libc.string cimport memset
@@ -33,6 +35,8 @@ from native cimport (
     eventfd,
     itimerspec,
     map_child_stack,
+    peek_exit,
+    peek_status,
     thread,
     timerfd_create,
     timerfd_settime,
@@ -143,7 +147,7 @@ cdef void lane_start(Lane* lane, Record* record) noexcept nogil:
     record.started_ns = now(CLOCK_BOOTTIME)
     record.started_real_ns = now(CLOCK_REALTIME)
     record_spawn(record, lane.number, lane.stack, &engine.open_files, &spawn)
-    if spawn.step != STEP_NONE and is_shortage(spawn.error):
+    if spawn.step != STEP_NONE and is_shortage(&spawn):
         count(counters, COUNT_BACKED_OFF)
         lane_requeue(lane, record)
         return
@@ -171,6 +175,9 @@ cdef void lane_start(Lane* lane, Record* record) noexcept nogil:
     latency_record(&engine.latencies[lane.number].wait[record.ticket.cls], note.wait_ns)
     if record.timeout_ns:
         timers_arm(&lane.timers, &record.timer, TIMER_TIMEOUT, record.started_ns + record.timeout_ns)
+    if engine.output_limit.size:
+        record.look_ns = OUTPUT_FIRST_NS
+        timers_arm(&lane.timers, &record.look, TIMER_OUTPUT, record.started_ns + OUTPUT_FIRST_NS)
     if not lane_watch(lane, record):
         lane.unwatched.push_back(record)
         timers_arm(&lane.timers, &lane.watch, TIMER_WATCH, record.started_ns + WATCH_RETRY_NS)
@@ -200,6 +207,17 @@ cdef bint lane_watch(Lane* lane, Record* record) noexcept nogil:
     interest.events = EPOLLIN
     interest.data.ptr = record
     return epoll_ctl(lane.epoll, EPOLL_CTL_ADD, record.pidfd, &interest) == 0
+
+
+cdef void lane_unwatch(Lane* lane, Record* record) noexcept nogil:
+    cdef size_t i
+    # Explicitly: a process that Python forks may hold a copy of the pidfd, and the interest would outlive our close.
+    epoll_ctl(lane.epoll, EPOLL_CTL_DEL, record.pidfd, NULL)
+    for i in range(lane.unwatched.size()):
+        if lane.unwatched[i] == record:
+            lane.unwatched[i] = lane.unwatched.back()
+            lane.unwatched.pop_back()
+            break
 
 
 cdef void lane_watch_again(Lane* lane) noexcept nogil:
@@ -270,15 +288,70 @@ cdef void lane_set_clock(Lane* lane) noexcept nogil:
 
 
 cdef void lane_reap(Lane* lane, Record* record) noexcept nogil:
-    """The child has ended: collect it, end what it left in its group, tell, and keep the slot for the next."""
-    cdef Engine* engine = lane.engine
-    cdef counter_array* counters = engine.counters[lane.number]
+    """The child has ended: collect it and what it left in its group, tell, and keep the slot for the next."""
     cdef rusage usage
-    cdef Note note
     cdef int status, error
-    memset(&usage, 0, sizeof(usage))
-    if not record_reap(record, &status, &error, &usage):
+    if record.ending:
+        lane_leader_ended(lane, record)
         return
+    memset(&usage, 0, sizeof(usage))
+    if record_reap(record, &status, &error, &usage):
+        lane_tell_end(lane, record, status, error, &usage, 0)
+        lane_release(lane, record)
+
+
+cdef void lane_leader_ended(Lane* lane, Record* record) noexcept nogil:
+    """It was told to end and did; the rest of the tree has its grace, or its KILL, until the killer says that it is
+    gone.  The zombie stays meanwhile: it holds the number of the group and of the session."""
+    if peek_exit(record.pidfd) == EAGAIN:
+        return
+    lane_unwatch(lane, record)
+    record.leader_ended = True
+    if not record.killing:
+        killer_ask(lane.engine.killer, record, lane.number, TREE_WATCH)
+
+
+cdef void lane_tree_gone(Lane* lane, Record* record, uint32_t answered) noexcept nogil:
+    cdef rusage usage
+    cdef int status, error
+    if record.asked != answered:
+        return  # there will be another answer
+    memset(&usage, 0, sizeof(usage))
+    record_reap(record, &status, &error, &usage)
+    if record.told:
+        lane_cap_output(lane, record)
+    else:
+        lane_tell_end(lane, record, status, error, &usage, 0)
+    lane_release(lane, record)
+
+
+cdef void lane_tree_survives(Lane* lane, Record* record, int survivors) noexcept nogil:
+    """Tell the end, so that nobody waits for what the kernel does not let go; the slot stays taken until it does."""
+    cdef rusage usage
+    cdef int status = SIGKILL
+    memset(&usage, 0, sizeof(usage))
+    if record.leader_ended:
+        status = peek_status(record.pidfd)
+    lane_tell_end(lane, record, status, 0, &usage, survivors)
+    record.told = True
+
+
+cdef bint lane_cap_output(Lane* lane, Record* record) noexcept nogil:
+    """Whether the attempt, which may have ended, fails for it."""
+    cdef OutputLimit* limit = &lane.engine.output_limit
+    if limit.size == 0 or not record_cap_output(record, limit) or not limit.ends:
+        return False
+    if record.cause == CAUSED_BY_NOTHING:
+        record.cause = CAUSED_BY_LOG_LIMIT
+    return True
+
+
+cdef void lane_tell_end(
+    Lane* lane, Record* record, int status, int error, const rusage* usage, int survivors
+) noexcept nogil:
+    cdef counter_array* counters = lane.engine.counters[lane.number]
+    cdef Note note
+    lane_cap_output(lane, record)
     note_init(&note, record, KIND_EXITED, record.cause)
     lane_describe(lane, record, &note)
     note.status = status
@@ -288,16 +361,21 @@ cdef void lane_reap(Lane* lane, Record* record) noexcept nogil:
     note.cpu_ns = ((usage.ru_utime.tv_sec + usage.ru_stime.tv_sec) * NS_PER_S
                    + (usage.ru_utime.tv_usec + usage.ru_stime.tv_usec) * 1000)
     note.max_rss_kb = usage.ru_maxrss
+    note.survivors = survivors
     lane.notes.push_back(note)
     count(counters, COUNT_EXITED)
-    latency_record(&engine.latencies[lane.number].run[record.ticket.cls], note.run_ns)
+    latency_record(&lane.engine.latencies[lane.number].run[record.ticket.cls], note.run_ns)
     if status != 0:
         count(counters, COUNT_FAILED)
-    # Explicitly: a process that Python forks may hold a copy of the pidfd, and the interest would outlive our close.
-    epoll_ctl(lane.epoll, EPOLL_CTL_DEL, record.pidfd, NULL)
+
+
+cdef void lane_release(Lane* lane, Record* record) noexcept nogil:
+    """Nothing is left of the attempt: forget it, and keep its slot for the next."""
+    lane_unwatch(lane, record)
     close(record.pidfd)
     timers_disarm(&lane.timers, &record.timer)
-    engine_forget(engine, record.handle)
+    timers_disarm(&lane.timers, &record.look)
+    engine_forget(lane.engine, record.handle)
     record_free(record)
     lane.slots += 1
     if lane.slots > 1:  # one is enough; the others may be used in parallel

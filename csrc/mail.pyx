@@ -1,7 +1,6 @@
 # What a lane is told to do: letters of other threads, and its own timers that are due.
 
 from cython.operator cimport dereference
-from libc.signal cimport SIGCONT, SIGKILL, SIGTERM
 from libc.stdint cimport int64_t, uint32_t, uint64_t
 from libc.stdlib cimport free
 from libc.string cimport memset
@@ -21,6 +20,10 @@ cdef void lane_read_mail(Lane* lane) noexcept nogil:
     for i in range(lane.letters.size()):
         if lane.letters[i].kind == LETTER_ARM:
             lane_arm_alarm(lane, &lane.letters[i])
+        elif lane.letters[i].kind == LETTER_GONE:
+            lane_tree_gone(lane, <Record*> lane.letters[i].handle, <uint32_t> lane.letters[i].ns)
+        elif lane.letters[i].kind == LETTER_SURVIVES:
+            lane_tree_survives(lane, <Record*> lane.letters[i].handle, <int> lane.letters[i].ns)
         else:
             lane_kill(lane, &lane.letters[i])
     lane.letters.clear()
@@ -49,17 +52,22 @@ cdef void lane_kill(Lane* lane, const Letter* letter) noexcept nogil:
 
 
 cdef void lane_end(Lane* lane, Record* record, int64_t grace_ns) noexcept nogil:
-    """TERM to the process group now, KILL after the grace; a KILL that is due earlier stays."""
+    """TERM to the tree now, KILL after the grace; a KILL that is due earlier stays."""
     cdef int64_t deadline_ns
+    record.ending = True
     if grace_ns == 0:
         timers_disarm(&lane.timers, &record.timer)
-        record_signal(record, SIGKILL)
+        lane_kill_tree(lane, record)
         return
-    record_signal(record, SIGTERM)
-    record_signal(record, SIGCONT)  # a stopped process acts on TERM only when it goes on
+    killer_ask(lane.engine.killer, record, lane.number, TREE_TERM)
     deadline_ns = now(CLOCK_BOOTTIME) + grace_ns
     if record.timer.place == 0 or record.timer.kind != TIMER_KILL or deadline_ns < record.timer.deadline_ns:
         timers_arm(&lane.timers, &record.timer, TIMER_KILL, deadline_ns)
+
+
+cdef void lane_kill_tree(Lane* lane, Record* record) noexcept nogil:
+    record.killing = True
+    killer_ask(lane.engine.killer, record, lane.number, TREE_KILL)
 
 
 cdef void lane_arm_alarm(Lane* lane, const Letter* letter) noexcept nogil:
@@ -86,7 +94,12 @@ cdef void lane_run_timers(Lane* lane) noexcept nogil:
             count(lane.engine.counters[lane.number], COUNT_TIMED_OUT)
             lane_end(lane, record, record.grace_ns)
         elif timer.kind == TIMER_KILL:
-            record_signal(<Record*> timer.owner, SIGKILL)
+            lane_kill_tree(lane, <Record*> timer.owner)
+        elif timer.kind == TIMER_OUTPUT:
+            record = <Record*> timer.owner
+            if lane_cap_output(lane, record) and not record.ending:
+                lane_end(lane, record, record.grace_ns)
+            timers_arm(&lane.timers, timer, TIMER_OUTPUT, now(CLOCK_BOOTTIME) + record.look_ns)
         elif timer.kind == TIMER_ALARM:
             alarm = <Alarm*> timer.owner
             memset(&note, 0, sizeof(note))

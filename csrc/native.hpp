@@ -12,6 +12,7 @@
 #include <linux/close_range.h>
 #include <mutex>
 #include <new>
+#include <poll.h>
 #include <pthread.h>
 #include <sched.h>
 #include <sys/epoll.h>
@@ -100,6 +101,7 @@ struct Spawn {
     const char *cwd;         //
     const char *output[2];   // files for stdout and stderr
     rlimit open_files;       // of the child
+    rlimit mark;             // its RLIMIT_RTTIME, see tree.pyx
     // out
     pid_t pid;
     int pidfd;
@@ -197,6 +199,8 @@ PYSCHED_CHILD static inline int child_main(void *argument) noexcept {
         child_fail(spawn, STEP_CWD);
     if (syscall(SYS_prlimit64, 0, RLIMIT_NOFILE, &spawn->open_files, nullptr) != 0)
         child_fail(spawn, STEP_LIMITS);
+    if (syscall(SYS_prlimit64, 0, RLIMIT_RTTIME, &spawn->mark, nullptr) != 0)
+        child_fail(spawn, STEP_LIMITS);
     child_reset_signals();
     child_exec(spawn);
     child_fail(spawn, STEP_EXEC);
@@ -242,6 +246,14 @@ inline int pidfd_send_signal(int pidfd, int signal) noexcept {
     return static_cast<int>(syscall(SYS_pidfd_send_signal, pidfd, signal, nullptr, 0));
 }
 
+inline int pidfd_open(pid_t pid) noexcept { return static_cast<int>(syscall(SYS_pidfd_open, pid, 0)); }
+
+// Whether the process has ended, be it a zombie or reaped.
+inline bool pidfd_ended(int pidfd) noexcept {
+    pollfd watched{pidfd, POLLIN, 0};
+    return poll(&watched, 1, 0) == 1;
+}
+
 // waitid(P_PIDFD) that leaves the zombie in place: 0 it has ended, else errno (ECHILD: somebody else reaped it).
 inline int peek_exit(int pidfd) noexcept {
     siginfo_t info{};
@@ -249,6 +261,15 @@ inline int peek_exit(int pidfd) noexcept {
                WEXITED | WNOHANG | WNOWAIT) != 0)
         return errno;
     return info.si_pid != 0 ? 0 : EAGAIN;
+}
+
+// The raw wait status of an ended child that stays uncollected; -1: somebody else collected it.
+inline int peek_status(int pidfd) noexcept {
+    siginfo_t info{};
+    if (waitid(static_cast<idtype_t>(3), static_cast<id_t>(pidfd), &info, WEXITED | WNOHANG | WNOWAIT) != 0)
+        return -1;
+    return info.si_code == CLD_EXITED ? W_EXITCODE(info.si_status, 0)
+                                      : info.si_status | (info.si_code == CLD_DUMPED ? WCOREFLAG : 0);
 }
 
 // 0, or the errno that shows which kernel feature is missing: close_range with UNSHARE (Linux 5.9) is the newest needed.

@@ -49,6 +49,7 @@ cdef extern from "native.hpp" namespace "pysched" nogil:
         const char* cwd
         const char** output
         rlimit open_files
+        rlimit mark
         pid_t pid
         int pidfd
         int error
@@ -58,7 +59,10 @@ cdef extern from "native.hpp" namespace "pysched" nogil:
     void unmap_child_stack(void* base)
     void spawn_process(Spawn* spawn, void* stack)
     int pidfd_send_signal(int pidfd, int signal)
+    int pidfd_open(pid_t pid)
+    bint pidfd_ended(int pidfd)
     int peek_exit(int pidfd)
+    int peek_status(int pidfd)
     int probe_kernel()
 
 cdef extern from "<thread>" namespace "std" nogil:
@@ -82,6 +86,7 @@ cdef extern from "<vector>" namespace "std" nogil:
         T& back()
         T* data()
         void swap(array[T]&)
+        void resize(size_t)
 
 cdef extern from "<sys/epoll.h>" nogil:
     enum:
@@ -151,3 +156,33 @@ cdef extern from "<poll.h>" nogil:
 cdef extern from "Python.h" nogil:
     # Missing from cpython.pythread.  Microseconds, <0: for ever; `interruptible`: PY_LOCK_INTR after a signal.
     PyLockStatus PyThread_acquire_lock_timed(PyThread_type_lock lock, long long timeout_us, int interruptible)
+
+cdef extern from "<fcntl.h>" nogil:
+    enum:
+        O_CLOEXEC
+        O_NOFOLLOW
+
+cdef extern from "<dirent.h>" nogil:
+    ctypedef struct DIR:
+        pass
+
+    struct dirent:
+        char* d_name
+
+    DIR* opendir(const char* path)
+    dirent* readdir(DIR* folder)
+    void rewinddir(DIR* folder)
+    int closedir(DIR* folder)
+
+cdef extern from "<sys/prctl.h>" nogil:
+    enum:
+        PR_SET_CHILD_SUBREAPER
+        PR_GET_CHILD_SUBREAPER
+
+    int prctl(int option, ...)
+
+cdef extern from "<sys/resource.h>" nogil:
+    enum:
+        RLIMIT_RTTIME
+
+    int prlimit(pid_t pid, int resource, const rlimit* new_limit, rlimit* old_limit)

@@ -7,19 +7,29 @@
 # Who owns a record: its ticket while it waits, the lane that took it from then on.  The registry (engine.pyx) only
 # finds it: the entry is removed, under the registry's lock, before its owner frees it.
 
-from libc.errno cimport EAGAIN, ECHILD, EMFILE, ENFILE, ENOMEM
+from libc.errno cimport EAGAIN, ECHILD, EDQUOT, EMFILE, ENFILE, ENOMEM, ENOSPC
 from libc.signal cimport SIGKILL
 from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
 from libc.stdio cimport snprintf
 from libc.stdlib cimport free, malloc
-from libc.string cimport memcpy
+from libc.string cimport memcpy, strncmp
 from libcpp.atomic cimport atomic, memory_order_acq_rel, memory_order_acquire
 from posix.resource cimport RUSAGE_SELF, getrusage, rlimit, rusage
 from posix.signal cimport kill
 from posix.types cimport pid_t
 from posix.wait cimport WNOHANG, wait4
 
-from native cimport Spawn, clock_gettime, construct, peek_exit, pidfd_send_signal, spawn_process, timespec
+from native cimport (
+    STEP_STDERR,
+    STEP_STDOUT,
+    Spawn,
+    clock_gettime,
+    construct,
+    peek_exit,
+    pidfd_send_signal,
+    spawn_process,
+    timespec,
+)
 
 cdef enum RecordState:
     RECORD_NEW
@@ -32,6 +42,7 @@ cdef enum Cause:
     CAUSED_BY_TIMEOUT
     CAUSED_BY_CANCEL
     CAUSED_BY_SHUTDOWN
+    CAUSED_BY_LOG_LIMIT
 
 
 cdef cppclass Record:
@@ -50,6 +61,18 @@ cdef cppclass Record:
     int pidfd
     uint8_t cause
     int64_t floor_kb    # our own peak memory at the spawn, see record_reap
+    # its tree, see tree.pyx
+    rlimit mark
+    char* identity[3]   # PYSCHED_TASK_ID=, PYSCHED_ATTEMPT=, PYSCHED_NODE=; NULL: not in the environment
+    bint ending         # it was told to: TERM or KILL has been sent
+    bint killing        # KILL was among them
+    bint leader_ended   # while `ending`; the zombie is kept until the tree is gone
+    bint told           # its end, though some of it survives
+    uint32_t asked      # requests to the killer
+    Timer look          # at the sizes of its output, see output.pyx
+    int64_t look_ns     # until the next one
+    int64_t output_bytes
+    Tree* tree          # the killer's
     # what the child needs; points into the same block
     char** words        # a spare place, argv, NULL
     char** environment  # entries, PYSCHED_LANE, NULL
@@ -61,6 +84,7 @@ cdef cppclass Record:
 
 
 ctypedef Record* RecordPtr
+cdef cppclass Tree      # tree.pyx
 
 cdef enum:
     LANE_TEXT_BYTES = 17  # PYSCHED_LANE=255 and the NUL
@@ -111,12 +135,16 @@ cdef void record_spawn(Record* record, int lane, void* stack, const rlimit* open
     spawn.output[0] = record.output
     spawn.output[1] = record.errors
     spawn.open_files = open_files[0]
+    spawn.mark = record.mark
     spawn_process(spawn, stack)
 
 
-cdef inline bint is_shortage(int error) noexcept nogil:
+cdef inline bint is_shortage(const Spawn* spawn) noexcept nogil:
     """Whether the machine was short of something that others give back: the attempt must wait, not fail."""
-    return error == EAGAIN or error == ENOMEM or error == EMFILE or error == ENFILE
+    if spawn.step == STEP_STDOUT or spawn.step == STEP_STDERR:
+        if spawn.error == ENOSPC or spawn.error == EDQUOT:
+            return True
+    return spawn.error == EAGAIN or spawn.error == ENOMEM or spawn.error == EMFILE or spawn.error == ENFILE
 
 
 cdef void record_signal(Record* record, int number) noexcept nogil:
@@ -176,6 +204,18 @@ cdef size_t list_bytes(tuple texts) noexcept:
     return size
 
 
+cdef void record_find_identity(Record* record) noexcept nogil:
+    cdef char** entry = record.environment
+    while entry[0] != NULL:
+        if strncmp(entry[0], b"PYSCHED_TASK_ID=", 16) == 0:
+            record.identity[0] = entry[0]
+        elif strncmp(entry[0], b"PYSCHED_ATTEMPT=", 16) == 0:
+            record.identity[1] = entry[0]
+        elif strncmp(entry[0], b"PYSCHED_NODE=", 13) == 0:
+            record.identity[2] = entry[0]
+        entry += 1
+
+
 cdef Record* record_new(Launch launch) except NULL:
     """Lower a launch into one block: the record, three lists of pointers, the texts."""
     cdef size_t size = (
@@ -217,8 +257,10 @@ cdef Record* record_new(Launch launch) except NULL:
     record.waited_ns = launch.waited_ns
     record.pidfd = -1
     record.timer.owner = record
+    record.look.owner = record
     record.ticket.item = <uint64_t> record
     record.ticket.cls = launch.priority
     record.ticket.rank = launch.rank
     record.ticket.sequence = launch.sequence
+    record_find_identity(record)
     return record

@@ -10,6 +10,7 @@ from native cimport checked_realloc
 
 cdef enum TimerKind:
     TIMER_TIMEOUT       # an attempt's time is over: TERM
+    TIMER_OUTPUT        # look at the sizes of an attempt's output
     TIMER_KILL          # the grace after TERM is over: KILL
     TIMER_BACKOFF       # the lane may spawn again
     TIMER_WATCH         # register again what epoll refused

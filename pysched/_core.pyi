@@ -11,6 +11,7 @@ from typing import Any, Final, Literal, TypeVar, final
 __all__ = [
     "ALARM",
     "CAUSE_CANCEL",
+    "CAUSE_LOG_LIMIT",
     "CAUSE_NONE",
     "CAUSE_SHUTDOWN",
     "CAUSE_TIMEOUT",
@@ -31,7 +32,7 @@ _T = TypeVar("_T")
 
 # Event.kind
 STARTED: Final[int]  # the attempt has a process; always delivered before its EXITED
-EXITED: Final[int]  # the process is reaped, what was left of its process group is killed
+EXITED: Final[int]  # the process is reaped, what was left of its process group is killed; of its tree, if it was ended
 SPAWN_FAILED: Final[int]  # no process: `step` and `errno` say why; final for this attempt
 WITHDRAWN: Final[int]  # ended while queued, by kill() or withdraw_all(); no process was ever made
 ALARM: Final[int]  # what arm() asked for; `handle` is the token
@@ -41,6 +42,7 @@ CAUSE_NONE: Final[int]  # 0: ended by itself
 CAUSE_TIMEOUT: Final[int]  # Launch.timeout_s was over
 CAUSE_CANCEL: Final[int]  # given to kill()
 CAUSE_SHUTDOWN: Final[int]  # given to kill(); also of withdraw_all()
+CAUSE_LOG_LIMIT: Final[int]  # it wrote more than Core's log_limit, with log_limit_ends
 
 @final
 class Launch:
@@ -56,9 +58,11 @@ class Launch:
     env          b"NAME=value" entries, the whole environment; the core adds PYSCHED_LANE=<lane number>
     cwd          folder to start in
     stdout/stderr  files, created 0640 if missing, appended to, last component no symbolic link; b"/dev/null" is fine
-    timeout_s    seconds until TERM is sent to the process group, > 0; None: no limit
+    timeout_s    seconds until TERM is sent to the tree (see Core.kill), > 0; None: no limit
     grace_s      seconds between that TERM and KILL, ≥ 0; 0 sends KILL at once
     waited_s     seconds it has waited elsewhere, ≥ 0; counts in Event.wait_ns and towards Core's ageing_s
+    mark         0 … 2**61-1, by which every descendant is known (`csrc/tree.pyx`): unique on this machine, and best
+                 the same for whoever must find what is left of the attempt; 0: the core makes one
 
     Raises `ValueError` (names the field) for a NUL byte, an empty argv, candidates or path, a number out of range,
     and `TypeError` for anything that is not of the annotated type.
@@ -80,6 +84,7 @@ class Launch:
         timeout_s: float | None = None,
         grace_s: float = 5.0,
         waited_s: float = 0.0,
+        mark: int = 0,
     ) -> None: ...
     @property
     def handle(self) -> int: ...
@@ -107,6 +112,8 @@ class Launch:
     def grace_s(self) -> float: ...
     @property
     def waited_s(self) -> float: ...
+    @property
+    def mark(self) -> int: ...
 
 @final
 class Event:
@@ -130,6 +137,7 @@ class Event:
         run_ns: int = 0,
         cpu_ns: int = 0,
         max_rss_kb: int = 0,
+        survivors: int = 0,
     ) -> None: ...
     @property
     def kind(self) -> int: ...
@@ -173,6 +181,10 @@ class Event:
     def max_rss_kb(self) -> int:
         """EXITED: peak resident set of the largest of them, KiB; 0 if that is not above this process's own peak at the
         start, which Linux counts in (a vfork-style child begins in its parent's memory)."""
+    @property
+    def survivors(self) -> int:
+        """EXITED: processes of the tree that did not die within 5 s of KILL; their worker is withheld, and the handle
+        in use, until they do.  `status` is then what is known of the leader."""
 
 @final
 class Core:
@@ -183,14 +195,30 @@ class Core:
 
     Raises `ValueError` for numbers out of range, `OSError` when the kernel lacks something needed.
     Raises the soft limit of open files of this process to the hard one; children get the original back.
+
+    subreaper       this process adopts, and collects, the orphans of attempts while the Core is open (prctl(2)); for a
+                    process that is a node, not for one that merely uses an executor
+    log_limit       bytes each of stdout and stderr of an attempt may have (0: no limit); of a longer file the head is
+                    kept, and a line that says so
+    log_limit_ends  such an attempt is ended, too
     """
 
-    def __init__(self, *, lanes: int, workers: int, ageing_s: float = 0.0) -> None: ...
+    def __init__(
+        self,
+        *,
+        lanes: int,
+        workers: int,
+        ageing_s: float = 0.0,
+        subreaper: bool = False,
+        log_limit: int = 0,
+        log_limit_ends: bool = False,
+    ) -> None: ...
     def submit(self, launches: Sequence[Launch]) -> None:
         """Queue all or, on `ValueError` (a handle is in use) or `RuntimeError` (closed), none."""
     def kill(self, handle: int, grace_s: float, cause: int) -> bool:
-        """End an attempt.  Queued: it becomes WITHDRAWN.  Running: TERM (and CONT) to its process group now, KILL after
-        `grace_s` (0: KILL at once); its EXITED carries `cause`, unless an earlier kill or timeout gave another.
+        """End an attempt.  Queued: it becomes WITHDRAWN.  Running: TERM (and CONT) to its whole tree now, KILL after
+        `grace_s` (0: KILL at once); its EXITED comes when nothing is left of the tree, and carries `cause`, unless an
+        earlier kill or timeout gave another.
         False: unknown or already ended."""
     def arm(self, delay_s: float, token: int) -> None:
         """Deliver an ALARM with `token` (0 … 2**64-1) after `delay_s` seconds of CLOCK_BOOTTIME."""

@@ -19,6 +19,7 @@ The states of a task (drawn once, here)::
 from __future__ import annotations
 
 import enum
+import hashlib
 import os
 import re
 import time
@@ -84,6 +85,10 @@ class Reason:
         return f"signal {name}"
 
     @staticmethod
+    def surviving(reason: str | None, survivors: int) -> str:
+        return f"{reason}; {survivors} of its processes survive KILL"
+
+    @staticmethod
     def spawn(detail: str) -> str:
         return f"spawn: {detail}"
 
@@ -134,6 +139,7 @@ class Program:
     result: str  # PYSCHED_RESULT
     timeout_s: float | None
     grace_s: float
+    mark: int  # mark_of the attempt
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -161,6 +167,7 @@ class Exit:
     stdout: str | None = None  # log paths
     stderr: str | None = None
     result: str | None = None  # JSON text ≤64 KiB that the job left in PYSCHED_RESULT
+    survivors: int = 0  # processes of the attempt that KILL has not ended
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -221,6 +228,12 @@ class NodeInfo:
     workers: int
     lanes: int
     version: str
+
+
+def mark_of(task_id: str, attempt: int, node: str) -> int:
+    """By which the processes of an attempt are known on a machine: 1 … 2**61-2, the same wherever it is computed."""
+    digest = hashlib.blake2b(f"{task_id}\0{attempt}\0{node}".encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "big") % (2**61 - 1) or 1
 
 
 LISTENING = "listening"  # stands among the store's notifications where hearing begins: some may have been missed

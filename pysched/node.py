@@ -29,6 +29,7 @@ import pysched
 from pysched import _core
 from pysched.engine import heartbeat, reaper, recovery
 from pysched.engine.attempts import Attempts
+from pysched.engine.disks import Disks
 from pysched.engine.dispatcher import Dispatcher
 from pysched.engine.heartbeat import Heartbeat
 from pysched.engine.listener import Listener
@@ -107,7 +108,15 @@ class Node:
                 f"completed folder {completed.path}: {error.strerror}; choose another with --completed"
             ) from None
         launcher = Launcher(node=str(self._incarnation), work=self._home.work, logs=logs, environ=os.environ)
-        self._core = _core.Core(lanes=settings.lane_count, workers=settings.workers, ageing_s=settings.ageing_s)
+        self._core = _core.Core(
+            lanes=settings.lane_count,
+            workers=settings.workers,
+            ageing_s=settings.ageing_s,
+            subreaper=True,
+            log_limit=settings.log_limit,
+            log_limit_ends=settings.on_log_limit == "fail",
+        )
+        disks = Disks([self._home.path, completed.path])
         self._deliverer = Deliverer(
             write=completed.write,
             undelivered=lambda limit: store.undelivered(home_id, limit),
@@ -130,6 +139,7 @@ class Node:
             prepare=launcher.prepare,
             unstartable=self._unstartable,
             ageing_s=settings.ageing_s,
+            full=lambda: str(completed.path) if self._deliverer.out_of_space else disks.full(),
         )
         self._reaper = Reaper(
             self._core,

@@ -56,22 +56,23 @@ def verdict(
     `max_retries`.
     """
     state, reason = cause_of(exit)
+    stated = Reason.surviving(reason, exit.survivors) if exit.survivors else reason
     if reason == Reason.SHUTDOWN:
         return Outcome(
             key=key,
             exit=exit,
             attempt_state=state,
             next_state=State.QUEUED,
-            reason=reason,
+            reason=stated,
             counts=False,
             void=void,
         )
     if state is State.FAILED and failures < rule.max_retries:
         delay = backoff_s(failures + 1, rule.retry_delay_s, jitter)
         return Outcome(
-            key=key, exit=exit, attempt_state=state, next_state=State.SCHEDULED, reason=reason, delay_s=delay
+            key=key, exit=exit, attempt_state=state, next_state=State.SCHEDULED, reason=stated, delay_s=delay
         )
-    return Outcome(key=key, exit=exit, attempt_state=state, next_state=state, reason=reason)
+    return Outcome(key=key, exit=exit, attempt_state=state, next_state=state, reason=stated)
 
 
 def prefetch(starts_per_s: float) -> int:

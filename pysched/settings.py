@@ -8,9 +8,9 @@ from __future__ import annotations
 import os
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, ValidationError, model_validator
+from pydantic import ByteSize, Field, ValidationError, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from pysched.errors import SettingsError
@@ -45,6 +45,13 @@ class Settings(BaseSettings):
     )
     ageing_s: Annotated[float, Field(ge=0, le=31_536_000)] = Field(
         600.0, description="wait for each priority above its own after which a task starts as one of HIGH; 0: never"
+    )
+    log_limit: ByteSize = Field(
+        ByteSize(64 * 2**20),
+        description="bytes each of stdout and stderr of an attempt may have, as 64MiB; 0 for no limit",
+    )
+    on_log_limit: Literal["truncate", "fail"] = Field(
+        "truncate", description="what becomes of an attempt that writes more: its log is cut, or it fails, too"
     )
     drain_timeout: Annotated[float, Field(ge=0)] | None = Field(
         None,
@@ -82,7 +89,8 @@ class Settings(BaseSettings):
 
     @property
     def lane_count(self) -> int:
-        return self.lanes or min(self.workers, os.cpu_count() or 1)
+        # Never more lanes than workers: one lane would keep the only slot, and what waits on the others starve.
+        return min(self.lanes or os.cpu_count() or 1, self.workers)
 
 
 def load(**given: object) -> Settings:

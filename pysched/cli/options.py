@@ -40,6 +40,12 @@ node = apply(
         metavar="SECONDS",
         help="Wait for each priority above its own after which a task starts as one of HIGH; 600 by default, 0: never.",
     ),
+    click.option("--log-limit", metavar="SIZE", help="Limit of each log, as 64MiB (the default); 0 for none."),
+    click.option(
+        "--on-log-limit",
+        type=click.Choice(["truncate", "fail"]),
+        help="Cut the log of a job that writes more (the default), or fail the job, too.",
+    ),
     click.option(
         "--drain-timeout",
         type=float,

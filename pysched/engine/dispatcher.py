@@ -29,11 +29,15 @@ ClaimTasks = Callable[[Priority, int, Sequence[policy.Overdue]], Sequence[Claim]
 Promote = Callable[[], float | None]
 Prepare = Callable[[AttemptKey, Task], Program]
 Unstartable = Callable[[Claim, PyschedError], None]
+Full = Callable[[], "str | None"]
 
 
 class Dispatcher:
     """`claim(lowest, limit, overdue)` commits a claim; `promote()` queues what is due, and returns seconds to the
-    next."""
+    next.
+
+    `full()` says which disk has no room for what attempts leave, or None; nothing is claimed meanwhile.
+    """
 
     def __init__(
         self,
@@ -45,6 +49,7 @@ class Dispatcher:
         prepare: Prepare,
         unstartable: Unstartable,
         ageing_s: float,
+        full: Full,
     ) -> None:
         self._core = core
         self._attempts = attempts
@@ -54,6 +59,8 @@ class Dispatcher:
         self._unstartable = unstartable
         self._ageing_s = ageing_s
         self._claimed = 0  # sum of the limits of all claims
+        self._full = full
+        self._was_full = False
         self._news = threading.Condition()  # guards the five below
         self._work_news = 0  # how often somebody said that there may be work
         self._empty = 0  # so many classes, from HIGH down, have nothing to claim as far as we know
@@ -102,6 +109,10 @@ class Dispatcher:
     def _run(self) -> None:
         pause = _BACKOFF_S[0]
         while self._await_news():
+            if self._has_no_room_on_disk():
+                with self._news:
+                    self._news.wait_for(lambda: self._stopping, POLL_S)
+                continue
             try:
                 self._round()
                 pause = _BACKOFF_S[0]
@@ -112,6 +123,15 @@ class Dispatcher:
                 with self._news:
                     self._news.wait_for(lambda: self._stopping, pause)
                 pause = min(pause * 2, _BACKOFF_S[1])
+
+    def _has_no_room_on_disk(self) -> bool:
+        place = self._full()
+        if place is not None and not self._was_full:
+            self._log.error("out of disk space, claims wait until there is some", place=place)
+        elif place is None and self._was_full:
+            self._log.info("there is disk space again, claims go on")
+        self._was_full = place is not None
+        return self._was_full
 
     def _await_news(self) -> bool:
         """False when stopping.  A timeout counts as news of everything."""
@@ -180,6 +200,7 @@ class Dispatcher:
                     timeout_s=program.timeout_s,
                     grace_s=program.grace_s,
                     waited_s=claim.waited_s,
+                    mark=program.mark,
                 )
             )
         self._core.submit(launches)

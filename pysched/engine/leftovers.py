@@ -1,19 +1,26 @@
 """Ends processes that an earlier incarnation of this node started and did not live to see end.
 
-A job leads its own session and carries its identity in its environment, so what is left of it can be
-found in /proc without trusting a pid that may have been reused.
+What is left of a job is known as the core knows it (`csrc/tree.pyx`), without trusting a pid that may have been
+reused: by the mark in its limits, which fork and exec hand on; by its identity in the environment; and by its parents.
 """
 
 from __future__ import annotations
 
 import contextlib
 import os
+import resource
 import select
 import signal
 from collections.abc import Iterator, Set
 from dataclasses import dataclass
 
+from pysched.model import mark_of
+
 KILL_WAIT_S = 5.0
+
+_RLIMIT_RTTIME = 15  # the module has no name for it
+_MARK_HARD = 1 << 62  # as in csrc/tree.pyx
+_MARK_SOFT = 1 << 61
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,42 +31,72 @@ class Identity:
     attempt: int
     node: str
 
+    @property
+    def mark(self) -> int:
+        return mark_of(self.task_id, self.attempt, self.node)
+
 
 def end_leftovers(identities: Set[Identity]) -> int:
-    """Kill every process that carries one of `identities`; returns how many there were when all are gone.
+    """Kill every process of `identities`; returns how many there were when all are gone.
 
     KILL at once: the attempt is over as far as the store is concerned, and a process that lingers would run
-    beside its own retry.  Repeated until a scan finds none, since a process may fork while we look.
+    beside its own retry.  Repeated until a scan finds none, since a process may fork while we look, or only such as
+    have survived KILL for `KILL_WAIT_S`: they are stuck in the kernel and run no code of theirs any more.
     """
-    killed = 0
-    while descriptors := list(_marked(identities)):
-        killed += len(descriptors)
-        for descriptor in descriptors:
-            with contextlib.suppress(ProcessLookupError):
+    marks = {identity.mark for identity in identities}
+    killed: set[tuple[int, int]] = set()
+    while True:
+        found = dict(_leftovers(identities, marks))
+        fresh = {(pid, _started(pid)) for pid in found} - killed
+        for descriptor in found.values():
+            with contextlib.suppress(ProcessLookupError, PermissionError):
                 signal.pidfd_send_signal(descriptor, signal.SIGKILL)
-        _await_exits(descriptors)
-    return killed
+        _await_exits(list(found.values()))
+        if not fresh:
+            return len(killed)
+        killed |= fresh
 
 
-def _marked(identities: Set[Identity]) -> Iterator[int]:
-    """A pidfd for each live process that carries one of `identities`."""
-    for name in os.listdir("/proc"):
-        if not name.isdigit() or int(name) == os.getpid():
-            continue
-        if _identity(name) not in identities:
-            continue
+def _leftovers(identities: Set[Identity], marks: Set[int]) -> Iterator[tuple[int, int]]:
+    """(pid, pidfd) of each live process that belongs to `identities`."""
+    parents = {
+        pid: _parent(pid) for name in os.listdir("/proc") if name.isdigit() and (pid := int(name)) != os.getpid()
+    }
+    children: dict[int, list[int]] = {}
+    for pid, parent in parents.items():
+        children.setdefault(parent, []).append(pid)
+
+    def belongs(pid: int) -> bool:
+        return _is_marked(pid, marks) or _identity(pid) in identities
+
+    members = [pid for pid in parents if belongs(pid)]
+    seen = set(members)
+    while members:
+        member = members.pop()
+        offspring = [pid for pid in children.get(member, ()) if pid not in seen]
+        seen.update(offspring)
+        members += offspring
         try:
-            descriptor = os.pidfd_open(int(name))
+            descriptor = os.pidfd_open(member)
         except ProcessLookupError:
             continue
         # Once more, now that the pidfd holds the process: between the two looks the pid may have changed hands.
-        if _identity(name) in identities:
-            yield descriptor
+        known = belongs(member) or (_parent(member) == parents[member] and parents[member] in seen)
+        if known and not _has_ended(descriptor):
+            yield member, descriptor
         else:
             os.close(descriptor)
 
 
-def _identity(pid: str) -> Identity | None:
+def _is_marked(pid: int, marks: Set[int]) -> bool:
+    try:
+        soft, hard = resource.prlimit(pid, _RLIMIT_RTTIME)
+    except OSError:  # gone, or not ours
+        return False
+    return (hard >= 0 and hard ^ _MARK_HARD in marks) or (soft >= 0 and soft ^ _MARK_SOFT in marks)
+
+
+def _identity(pid: int) -> Identity | None:
     try:
         with open(f"/proc/{pid}/environ", "rb") as file:
             environ = dict(entry.partition(b"=")[::2] for entry in file.read().split(b"\0"))
@@ -73,6 +110,31 @@ def _identity(pid: str) -> Identity | None:
         )
     except (KeyError, ValueError):
         return None
+
+
+def _parent(pid: int) -> int:
+    return _stat(pid, 1)
+
+
+def _started(pid: int) -> int:
+    """In ticks since the machine's start: together with the pid, the process."""
+    return _stat(pid, 19)
+
+
+def _stat(pid: int, field: int) -> int:
+    """A field of proc(5) stat, counted from the state; -1: there is no such process."""
+    try:
+        with open(f"/proc/{pid}/stat", "rb") as file:
+            return int(file.read().rpartition(b")")[2].split()[field])
+    except OSError:
+        return -1
+
+
+def _has_ended(descriptor: int) -> bool:
+    """Whether the process is dead, be it a zombie that nobody has collected."""
+    poller = select.poll()
+    poller.register(descriptor, select.POLLIN)
+    return bool(poller.poll(0))
 
 
 def _await_exits(descriptors: list[int]) -> None:

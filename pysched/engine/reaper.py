@@ -23,6 +23,7 @@ _CAUSES = {
     _core.CAUSE_TIMEOUT: Reason.TIMEOUT,
     _core.CAUSE_CANCEL: Reason.USER,
     _core.CAUSE_SHUTDOWN: Reason.SHUTDOWN,
+    _core.CAUSE_LOG_LIMIT: Reason.LOG_LIMIT,
 }
 
 TakeResult = Callable[[str], "tuple[str | None, str | None]"]  # (JSON text or None, what is wrong with it or None)
@@ -108,6 +109,14 @@ class Reaper:
         result, problem = self._take_result(held.program.result)
         if problem is not None:
             self._log.warning("a result is dropped", task=held.claim.key.id, problem=problem)
+        if event.survivors:
+            self._log.error(
+                "processes survive KILL, their worker is withheld until they are gone",
+                task=held.claim.key.id,
+                attempt=held.claim.key.attempt,
+                pid=event.pid,
+                processes=event.survivors,
+            )
         started_at = _utc(event.started_ns)
         return Exit(
             pid=event.pid,
@@ -123,6 +132,7 @@ class Reaper:
             stdout=held.program.stdout,
             stderr=held.program.stderr,
             result=result,
+            survivors=event.survivors,
         )
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from pysched.errors import NodeError
 from pysched.executors.files import LogFolder
-from pysched.model import AttemptKey, Program, TaskType
+from pysched.model import AttemptKey, Program, TaskType, mark_of
 from pysched.task import Task
 
 _INHERITED = frozenset(
@@ -60,6 +60,7 @@ class Launcher:
             result=files.result,
             timeout_s=task.timeout_s,
             grace_s=task.grace_s,
+            mark=mark_of(key.id, key.attempt, self._node),
         )
 
 

@@ -11,6 +11,7 @@ any node) delivers; between `.done` and `delivered`, a file that is written agai
 
 from __future__ import annotations
 
+import errno
 import threading
 import time
 from collections.abc import Callable, Iterable, Sequence
@@ -149,6 +150,7 @@ class Deliverer:
         self._undelivered = undelivered
         self._delivered = delivered
         self._waiting: list[Record] = []
+        self.out_of_space = False  # the last batch found no room; read by others
         self._arrived = threading.Condition()
         self._stopping = False
         self._thread = threading.Thread(target=self._run, name="deliverer", daemon=True)
@@ -182,8 +184,10 @@ class Deliverer:
                 # Nothing came for a while: look for what others left (a crash, a cancelled task that never ran).
                 self._settle(batch or self._undelivered(_BATCH))
                 pause = _PAUSE_S[0]
+                self.out_of_space = False
             except (OSError, StoreError) as error:
                 # Not lost: the store still lists them as undelivered.
+                self.out_of_space = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
                 if pause == _PAUSE_S[0]:
                     self._log.error(".done files wait", error=str(error), waiting=len(batch))
                 with self._arrived:

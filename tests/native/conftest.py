@@ -8,6 +8,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -40,8 +41,8 @@ def alive(pid: int) -> bool:
 class Run:
     """A Core together with what it has told so far."""
 
-    def __init__(self, folder: Path, lanes: int, workers: int, ageing_s: float) -> None:
-        self.core = Core(lanes=lanes, workers=workers, ageing_s=ageing_s)
+    def __init__(self, folder: Path, lanes: int, workers: int, **options: Any) -> None:
+        self.core = Core(lanes=lanes, workers=workers, **options)
         self.folder = folder
         self.events: list[Event] = []
         self._next = 1
@@ -119,11 +120,11 @@ class Run:
 
 @pytest.fixture
 def start(tmp_path: Path) -> Iterator[Callable[..., Run]]:
-    """A maker of `Run`s: start(lanes=, workers=, ageing_s=); all are ended after the test."""
+    """A maker of `Run`s: start(lanes=, workers=, further options of Core); all are ended after the test."""
     runs: list[Run] = []
 
-    def make(lanes: int = 1, workers: int = 8, ageing_s: float = 0.0) -> Run:
-        runs.append(Run(tmp_path, lanes, workers, ageing_s))
+    def make(lanes: int = 1, workers: int = 8, **options: Any) -> Run:
+        runs.append(Run(tmp_path, lanes, workers, **options))
         return runs[-1]
 
     yield make

@@ -1,0 +1,128 @@
+"""1,000 hostile trees, all ended at once: does anything survive, and how long does it take from KILL to gone?
+
+    python benchmarks/trees.py [--trees 1000] [--runs 5]
+
+Each tree is one attempt that double-forks, leaves its session, clears its environment, closes its descriptors, ignores
+TERM, has a stopped member, and one that forks in a loop (with a pause of five seconds in between, and bounded: 1,000
+that do not rest would leave no CPU to anybody, this program included).  Survivors are looked for by a number in their
+command line, which the core knows nothing of.  The floor, printed beside it, is what the kernel takes to end as many
+plain `sleep`s of one parent.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import random
+import signal
+import statistics
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+from pysched._core import CAUSE_CANCEL, EXITED, Core, Launch
+
+HOSTILE = """
+trap '' TERM
+(env -i setsid -f sleep TOKEN <&- >&- 2>&- &)
+(setsid -f sh -c 'trap "" TERM; kill -STOP $$' x TOKEN &)
+(setsid -f sh -c 'trap "" TERM; n=0
+while [ $n -lt 50 ]; do n=$((n+1)); (setsid -f sleep 0.01 &); sleep 5; done' x TOKEN <&- >&- 2>&- &)
+sleep TOKEN & sleep TOKEN
+"""
+PER_TREE = 5  # processes that carry the token at rest: three in sessions of their own, two in the leader's
+
+
+def carriers(token: bytes) -> int:
+    count = 0
+    for name in filter(str.isdigit, os.listdir("/proc")):
+        try:
+            line = Path("/proc", name, "cmdline").read_bytes()
+        except OSError:
+            continue
+        count += token in line.split(b"\0")
+    return count
+
+
+def run(trees: int, folder: str) -> tuple[int, list[float], int]:
+    """(processes before, seconds from KILL to gone of each tree, survivors)."""
+    token = f"600.{random.randrange(10**8, 10**9)}"  # seconds: nothing outlives this program for long
+    core = Core(lanes=os.cpu_count() or 1, workers=trees, subreaper=True)
+    try:
+        core.submit(
+            [
+                Launch(
+                    handle=handle,
+                    priority=0,
+                    rank=0,
+                    sequence=handle,
+                    argv=[b"sh", b"-c", HOSTILE.replace("TOKEN", token).encode()],
+                    candidates=[b"/bin/sh"],
+                    env=[b"PATH=/usr/bin:/bin"],
+                    cwd=folder.encode(),
+                    stdout=b"/dev/null",
+                    stderr=b"/dev/null",
+                )
+                for handle in range(trees)
+            ]
+        )
+        deadline = time.monotonic() + 120
+        while carriers(token.encode()) < trees * PER_TREE and time.monotonic() < deadline:
+            core.poll(0.1)
+        before = carriers(token.encode())
+        killed = time.monotonic()
+        for handle in range(trees):
+            core.kill(handle, 0.0, CAUSE_CANCEL)
+        gone: list[float] = []
+        while len(gone) < trees:
+            ended = [event for event in core.poll(10) if event.kind == EXITED]
+            gone += [time.monotonic() - killed] * len(ended)
+        return before, sorted(gone), carriers(token.encode())
+    finally:
+        for handle in range(trees):
+            core.kill(handle, 0.0, CAUSE_CANCEL)
+        while core.running:
+            core.poll(1)
+        core.close()
+
+
+def floor_ms(processes: int) -> float:
+    """KILL and collect so many `sleep`s, with nothing to look for."""
+    children = [os.posix_spawn("/bin/sleep", ["sleep", "600"], {}) for _ in range(processes)]
+    begun = time.monotonic()
+    for child in children:
+        os.kill(child, signal.SIGKILL)
+    for child in children:
+        os.waitpid(child, 0)
+    return (time.monotonic() - begun) * 1000
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--trees", type=int, default=1000)
+    parser.add_argument("--runs", type=int, default=5)
+    options = parser.parse_args()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # through the `finally` that ends all trees
+    p50s, p99s, floors, survivors = [], [], [], 0
+    for number in range(options.runs):
+        with tempfile.TemporaryDirectory() as folder:
+            before, gone, left = run(options.trees, folder)
+        p50s.append(gone[len(gone) // 2] * 1000)
+        p99s.append(gone[len(gone) * 99 // 100] * 1000)
+        survivors += left
+        floors.append(floor_ms(before))
+        print(
+            f"run {number + 1}: {before} processes, p50 {p50s[-1]:.0f} ms, p99 {p99s[-1]:.0f} ms, "
+            f"floor {floors[-1]:.0f} ms, {left} survivors"
+        )
+    print(
+        f"{options.trees} trees: {survivors} survivors; KILL to gone, median of {options.runs} runs: "
+        f"p50 {statistics.median(p50s):.0f} ms, "
+        f"p99 {statistics.median(p99s):.0f} ms ({min(p99s):.0f}-{max(p99s):.0f}), "
+        f"{statistics.median(p99 / floor for p99, floor in zip(p99s, floors, strict=True)):.1f}x the floor"
+    )
+
+
+if __name__ == "__main__":
+    main()

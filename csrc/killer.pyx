@@ -1,0 +1,561 @@
+# The killer: one thread that sees to it that nothing of an attempt that was told to end outlives its end.
+#
+#     lane ── TERM, WATCH, KILL ──► killer ── gone / survives ──► lane
+#
+# It looks through /proc, once for all trees that are being ended, then signals: first the leader's group, then every
+# other member; and so on until nothing is left of them.  Whatever a member forks meanwhile carries the mark, so the
+# next scan meets it, and a scan kills faster than anything can fork.  Before the first KILL all members are stopped: on
+# a machine that they keep busy the rest of the scan goes several times as fast.
+#
+# A signal goes to a pidfd, and only if the process was recognised once more after the pidfd had been opened and is
+# still there after that: then what was recognised is what the pidfd holds, whoever had the number before.
+#
+# In a process that is a subreaper it also collects the orphans that attempts leave.
+
+from cython.operator cimport dereference
+from libc.errno cimport EMFILE, ENFILE, ENOMEM, errno
+from libc.signal cimport SIGCONT, SIGKILL, SIGSTOP, SIGTERM
+from libc.stdint cimport int64_t, uint64_t
+from libc.stdlib cimport atoi
+from libcpp.atomic cimport memory_order_acquire
+from libcpp.unordered_map cimport unordered_map
+from posix.resource cimport PRIO_PROCESS, rlimit, setpriority
+from posix.types cimport pid_t
+from posix.unistd cimport close, getpid, getpgid, getsid
+from posix.wait cimport WNOHANG, waitpid
+
+from native cimport (
+    CLOCK_BOOTTIME,
+    DIR,
+    EFD_CLOEXEC,
+    EFD_NONBLOCK,
+    POLLIN,
+    RLIMIT_RTTIME,
+    array,
+    closedir,
+    dirent,
+    eventfd,
+    eventfd_read,
+    eventfd_t,
+    eventfd_write,
+    opendir,
+    padded_mutex,
+    pidfd_ended,
+    pidfd_open,
+    pidfd_send_signal,
+    pollfd,
+    ppoll,
+    prlimit,
+    readdir,
+    rewinddir,
+    thread,
+    timespec,
+)
+
+cdef enum:
+    HINTS = 64                          # members whose end is waited for; the others are found by the next scan
+    STRAYS_MAX = 1024                   # remembered of one tree
+
+cdef int64_t SCAN_FIRST_NS = 1_000_000
+cdef int64_t SCAN_KILL_NS = 50_000_000      # longest pause between two scans while something must die
+cdef int64_t SCAN_WATCH_NS = 250_000_000    # … while something has its grace, or survives
+cdef int64_t ORPHANS_NS = 1_000_000_000     # between two looks for ended orphans
+cdef int64_t SURVIVES_NS = 5_000_000_000    # after KILL: say so
+
+
+cdef struct Request:
+    Record* record
+    int lane
+    TreePhase phase
+
+
+cdef cppclass Killer:
+    Engine* engine
+    thread* runner
+    padded_mutex mutex
+    array[Request] requests     # guarded by the mutex
+    int bell                    # eventfd
+    DIR* proc
+    int spare                   # a descriptor to let go when there are no others
+    pid_t own
+    bint subreaper
+    array[TreePtr] trees
+    unordered_map[uint64_t, TreePtr] by_mark
+    unordered_map[pid_t, TreePtr] by_session
+    array[Member] members       # of trees whose phase is fresh, met in this scan
+    array[int] hints            # pidfds
+    array[pid_t] children
+    array[char] environment
+    int64_t pause_ns
+    int64_t orphans_ns          # the next look
+
+
+# ---- the lanes' side -------------------------------------------------------------------------------------------------
+
+cdef void killer_ask(Killer* killer, Record* record, int lane, TreePhase phase) noexcept nogil:
+    """The record must stay until the answer to this request, see lane_gone."""
+    cdef Request request
+    record.asked += 1
+    request.record = record
+    request.lane = lane
+    request.phase = phase
+    killer.mutex.lock()
+    killer.requests.push_back(request)
+    killer.mutex.unlock()
+    eventfd_write(killer.bell, 1)
+
+
+cdef void killer_answer(Killer* killer, Tree* tree, LetterKind kind, int64_t figure) noexcept nogil:
+    cdef Letter letter
+    letter.kind = kind
+    letter.cause = CAUSED_BY_NOTHING
+    letter.handle = <uint64_t> tree.record
+    letter.ns = figure
+    engine_post(killer.engine, tree.lane, letter)
+
+
+# ---- the thread ------------------------------------------------------------------------------------------------------
+
+cdef void killer_main(void* argument) noexcept nogil:
+    cdef Killer* killer = <Killer*> argument
+    setpriority(PRIO_PROCESS, 0, -20)  # this thread; refused to users.  What it has to end may keep every CPU busy
+    while killer.engine.stopping.load(memory_order_acquire) == 0:
+        killer_take_requests(killer)
+        if killer_has_to_look(killer):
+            killer_scan(killer)
+            killer_settle(killer)
+        if killer.subreaper and now(CLOCK_BOOTTIME) >= killer.orphans_ns:
+            killer_collect_orphans(killer)
+            killer.orphans_ns = now(CLOCK_BOOTTIME) + ORPHANS_NS
+        killer_wait(killer)
+
+
+cdef void killer_take_requests(Killer* killer) noexcept nogil:
+    cdef array[Request] requests
+    cdef Tree* tree
+    cdef size_t i
+    killer.mutex.lock()
+    requests.swap(killer.requests)
+    killer.mutex.unlock()
+    for i in range(requests.size()):
+        tree = requests[i].record.tree
+        if tree == NULL:
+            tree = killer_adopt(killer, &requests[i])
+        tree.asked += 1
+        if requests[i].phase >= tree.phase:
+            if requests[i].phase == TREE_KILL and tree.phase != TREE_KILL:
+                tree.killed_ns = now(CLOCK_BOOTTIME)
+            tree.phase = requests[i].phase
+            tree.fresh = True
+        killer.pause_ns = SCAN_FIRST_NS
+
+
+cdef bint killer_has_to_look(Killer* killer) noexcept nogil:
+    cdef size_t i
+    for i in range(killer.trees.size()):
+        if killer.trees[i].fresh or killer.trees[i].phase >= TREE_WATCH:
+            return True
+    return False
+
+
+cdef Tree* killer_adopt(Killer* killer, const Request* request) noexcept nogil:
+    cdef Tree* tree = new Tree()
+    cdef uint64_t mark = mark_of_limit(killer.engine.mark_place, &killer.engine.own_mark, &request.record.mark)
+    tree.record = request.record
+    tree.lane = request.lane
+    request.record.tree = tree
+    killer.trees.push_back(tree)
+    killer.by_session[request.record.pid] = tree
+    if mark:
+        killer.by_mark[mark] = tree
+    return tree
+
+
+# ---- one look through /proc ------------------------------------------------------------------------------------------
+
+cdef void killer_scan(Killer* killer) noexcept nogil:
+    """Count every process of every tree, and signal what its phase wants signalled."""
+    cdef Tree* tree
+    cdef size_t i
+    killer.members.clear()
+    killer_drop_hints(killer)
+    for i in range(killer.trees.size()):
+        killer.trees[i].alive = 0
+        killer_review_strays(killer, killer.trees[i])
+    killer_list_members(killer)
+    killer_stop_members(killer)
+    if killer.subreaper:
+        killer_recognise_orphans(killer)
+    killer_follow_descent(killer)
+    # Only now, when every member is known, may ancestors die.
+    for i in range(killer.trees.size()):
+        tree = killer.trees[i]
+        if tree.fresh or tree.phase == TREE_KILL:
+            killer_signal_group(tree)
+    for i in range(killer.members.size()):
+        killer_signal(killer, &killer.members[i])
+    for i in range(killer.trees.size()):
+        killer.trees[i].fresh = False
+
+
+cdef void killer_list_members(Killer* killer) noexcept nogil:
+    """Every process that carries a tree's mark or is in its session; no leaders."""
+    cdef dirent* entry
+    cdef Member member
+    rewinddir(killer.proc)
+    entry = readdir(killer.proc)
+    while entry != NULL:
+        member.pid = atoi(entry.d_name)
+        member.pidfd = -1
+        if member.pid > 0 and member.pid != killer.own:
+            member.tree = killer_owner(killer, member.pid)
+            if member.tree != NULL and member.pid != member.tree.record.pid:
+                killer.members.push_back(member)
+        entry = readdir(killer.proc)
+
+
+cdef Tree* killer_owner(Killer* killer, pid_t pid) noexcept nogil:
+    """The tree to which the process seems to belong, by mark or session; NULL: none."""
+    cdef unordered_map[uint64_t, TreePtr].iterator marked
+    cdef unordered_map[pid_t, TreePtr].iterator led
+    cdef uint64_t mark = 0
+    if mark_of_process(pid, killer.engine.mark_place, &killer.engine.own_mark, &mark) and mark:
+        marked = killer.by_mark.find(mark)
+        if marked != killer.by_mark.end():
+            return dereference(marked).second
+    led = killer.by_session.find(getsid(pid))
+    return dereference(led).second if led != killer.by_session.end() else NULL
+
+
+cdef void killer_review_strays(Killer* killer, Tree* tree) noexcept nogil:
+    """Those that live are members again; the others are forgotten."""
+    cdef Member member
+    cdef size_t i, kept = 0
+    for i in range(tree.strays.size()):
+        if pidfd_ended(tree.strays[i].pidfd):
+            close(tree.strays[i].pidfd)
+            continue
+        member.tree = tree
+        member.pid = tree.strays[i].pid
+        member.pidfd = tree.strays[i].pidfd
+        killer.members.push_back(member)
+        tree.strays[kept] = tree.strays[i]
+        kept += 1
+    tree.strays.resize(kept)
+
+
+cdef void killer_stop_members(Killer* killer) noexcept nogil:
+    """Before the first KILL of a tree: its members shall neither fork nor use the CPU while their descent is followed,
+    which takes ten times as long as to list them."""
+    cdef Tree* tree
+    cdef size_t i
+    cdef int pidfd
+    for i in range(killer.trees.size()):
+        tree = killer.trees[i]
+        if tree.fresh and tree.phase == TREE_KILL:
+            record_signal(tree.record, SIGSTOP)
+    for i in range(killer.members.size()):
+        tree = killer.members[i].tree
+        if not tree.fresh or tree.phase != TREE_KILL:
+            continue
+        pidfd = killer.members[i].pidfd
+        if pidfd < 0:
+            pidfd = killer_open(killer, killer.members[i].pid)
+        if pidfd >= 0 and killer_recognises(killer, &killer.members[i]):
+            pidfd_send_signal(pidfd, SIGSTOP)
+        if pidfd >= 0 and killer.members[i].pidfd < 0:
+            close(pidfd)
+
+
+cdef void killer_follow_descent(Killer* killer) noexcept nogil:
+    """Find the children of members that carry no mark of their tree: before any signal of a phase, from all of them;
+    later, from those that carry none themselves."""
+    cdef Member leader
+    cdef Tree* tree
+    cdef size_t i
+    for i in range(killer.trees.size()):
+        tree = killer.trees[i]
+        if tree.fresh and tree.phase != TREE_WATCH:
+            leader.tree = tree
+            leader.pid = tree.record.pid
+            leader.pidfd = tree.record.pidfd
+            killer_follow(killer, &leader)
+    i = 0
+    while i < killer.members.size():  # it grows
+        leader = killer.members[i]
+        tree = leader.tree
+        if (tree.fresh and tree.phase != TREE_WATCH) or (tree.phase == TREE_KILL and leader.pidfd >= 0):
+            killer_follow(killer, &leader)
+        i += 1
+
+
+cdef void killer_follow(Killer* killer, const Member* parent) noexcept nogil:
+    cdef Tree* tree = parent.tree
+    cdef size_t i
+    cdef int pidfd
+    killer.children.clear()
+    children_of(parent.pid, &killer.children)
+    for i in range(killer.children.size()):
+        if killer_owner(killer, killer.children[i]) != NULL:
+            continue
+        pidfd = pidfd_open(killer.children[i])
+        # The child's parent has this number; and who has this number is a member, before and after.
+        if pidfd >= 0 and killer_recognises(killer, parent) and parent_of(killer.children[i]) == parent.pid \
+                and killer_recognises(killer, parent):
+            killer_remember(killer, tree, killer.children[i], pidfd)
+        elif pidfd >= 0:
+            close(pidfd)
+
+
+cdef bint killer_recognises(Killer* killer, const Member* member) noexcept nogil:
+    """Whether the process that has the number of a member is that member."""
+    if member.pidfd >= 0:
+        return not pidfd_ended(member.pidfd)
+    return is_marked(member.tree.record, member.pid, killer.engine.mark_place, &killer.engine.own_mark)
+
+
+cdef void killer_remember(Killer* killer, Tree* tree, pid_t pid, int pidfd) noexcept nogil:
+    """Take over a pidfd that was opened before its process was recognised."""
+    cdef Member member
+    cdef Stray stray
+    cdef size_t i
+    for i in range(tree.strays.size()):
+        if tree.strays[i].pid == pid:
+            close(pidfd)
+            return
+    if pidfd_ended(pidfd) or tree.strays.size() == STRAYS_MAX:
+        close(pidfd)
+        return
+    member.tree = tree
+    member.pid = stray.pid = pid
+    member.pidfd = stray.pidfd = pidfd
+    tree.strays.push_back(stray)
+    killer.members.push_back(member)
+
+
+cdef void killer_signal_group(Tree* tree) noexcept nogil:
+    """The leader and its group, by the number that the leader, running or not yet collected, holds."""
+    if tree.phase == TREE_KILL:
+        record_signal(tree.record, SIGKILL)
+    elif tree.phase == TREE_TERM:
+        record_signal(tree.record, SIGTERM)
+        record_signal(tree.record, SIGCONT)  # a stopped process acts on TERM only when it goes on
+
+
+cdef void killer_signal(Killer* killer, const Member* member) noexcept nogil:
+    """Count a member that lives, and give it what its phase asks for."""
+    cdef Tree* tree = member.tree
+    cdef int pidfd = member.pidfd if member.pidfd >= 0 else killer_open(killer, member.pid)
+    if pidfd < 0:
+        if errno == EMFILE or errno == ENFILE or errno == ENOMEM:
+            tree.alive += 1  # as far as we know
+        return
+    if killer_recognises(killer, member) and not pidfd_ended(pidfd):
+        tree.alive += 1
+        if tree.phase == TREE_KILL:
+            pidfd_send_signal(pidfd, SIGKILL)
+        elif tree.phase == TREE_TERM and tree.fresh and getpgid(member.pid) != tree.record.pid:
+            pidfd_send_signal(pidfd, SIGTERM)
+            pidfd_send_signal(pidfd, SIGCONT)
+        if member.pidfd < 0 and killer.hints.size() < HINTS and tree.phase >= TREE_WATCH:
+            killer.hints.push_back(pidfd)
+            return
+    if member.pidfd < 0:
+        close(pidfd)
+
+
+cdef int killer_open(Killer* killer, pid_t pid) noexcept nogil:
+    """A pidfd, be it the last descriptor there is; -1 with errno."""
+    cdef int pidfd = pidfd_open(pid)
+    if pidfd < 0 and (errno == EMFILE or errno == ENFILE) and killer.spare >= 0:
+        close(killer.spare)
+        killer.spare = -1
+        pidfd = pidfd_open(pid)
+    elif killer.spare < 0:
+        killer.spare = eventfd(0, EFD_CLOEXEC)
+    return pidfd
+
+
+# ---- orphans that this process adopted -------------------------------------------------------------------------------
+#
+# The kernel gives them to the main thread, while the leaders are children of the lanes: so they are listed by
+# themselves.  Children of Python's own have this process's limit of real-time CPU, and are left alone.
+
+cdef void killer_list_orphans(Killer* killer) noexcept nogil:
+    cdef pid_t session = getsid(0)
+    cdef size_t i, kept = 0
+    killer.children.clear()
+    children_of_thread(killer.own, killer.own, &killer.children)
+    for i in range(killer.children.size()):
+        if getsid(killer.children[i]) != session:
+            killer.children[kept] = killer.children[i]
+            kept += 1
+    killer.children.resize(kept)
+
+
+cdef void killer_collect_orphans(Killer* killer) noexcept nogil:
+    """Reap those that have ended.  Only the main thread's own wait could be faster, and no waiter for all (-1) is used:
+    that would steal what others wait for."""
+    cdef rlimit limit
+    cdef size_t i
+    killer_list_orphans(killer)
+    for i in range(killer.children.size()):
+        if prlimit(killer.children[i], RLIMIT_RTTIME, NULL, &limit) == 0 and (
+                limit.rlim_max != killer.engine.own_mark.rlim_max or limit.rlim_cur != killer.engine.own_mark.rlim_cur):
+            waitpid(killer.children[i], NULL, WNOHANG)
+
+
+cdef void killer_recognise_orphans(Killer* killer) noexcept nogil:
+    """Orphans without a valid mark, by their environment: they have set the limit themselves."""
+    cdef array[pid_t] orphans
+    cdef Tree* tree
+    cdef uint64_t mark = 0
+    cdef size_t i, k
+    cdef int pidfd
+    killer_list_orphans(killer)
+    orphans.swap(killer.children)
+    for i in range(orphans.size()):
+        if not mark_of_process(orphans[i], killer.engine.mark_place, &killer.engine.own_mark, &mark) or mark:
+            continue
+        pidfd = pidfd_open(orphans[i])  # our child: only this thread reaps it, so the number stays its own
+        if pidfd < 0:
+            continue
+        tree = NULL
+        if read_environment(orphans[i], &killer.environment):
+            for k in range(killer.trees.size()):
+                if has_identity(&killer.environment, killer.trees[k].record):
+                    tree = killer.trees[k]
+                    break
+        if tree != NULL and parent_of(orphans[i]) == killer.own:
+            killer_remember(killer, tree, orphans[i], pidfd)
+        else:
+            close(pidfd)
+
+
+# ---- what follows from a look ----------------------------------------------------------------------------------------
+
+cdef void killer_settle(Killer* killer) noexcept nogil:
+    """Tell of trees that are gone, and of those that survive."""
+    cdef Tree* tree
+    cdef size_t i, kept = 0
+    cdef bint ended
+    for i in range(killer.trees.size()):
+        tree = killer.trees[i]
+        if tree.phase >= TREE_WATCH:
+            ended = pidfd_ended(tree.record.pidfd)
+            if ended and tree.alive == 0:
+                killer_dismiss(killer, tree)
+                continue
+            if tree.phase == TREE_KILL and not tree.told and now(CLOCK_BOOTTIME) - tree.killed_ns >= SURVIVES_NS:
+                tree.told = True
+                killer_answer(killer, tree, LETTER_SURVIVES, tree.alive + (not ended))
+        killer.trees[kept] = tree
+        kept += 1
+    killer.trees.resize(kept)
+
+
+cdef void killer_dismiss(Killer* killer, Tree* tree) noexcept nogil:
+    """The tree is gone.  The lane frees the record when it has read this, unless it has asked for more meanwhile."""
+    cdef Record* record = tree.record
+    cdef size_t i
+    for i in range(tree.strays.size()):
+        close(tree.strays[i].pidfd)
+    killer.by_session.erase(record.pid)
+    killer.by_mark.erase(mark_of_limit(killer.engine.mark_place, &killer.engine.own_mark, &record.mark))
+    record.tree = NULL
+    killer_answer(killer, tree, LETTER_GONE, tree.asked)
+    del tree
+
+
+cdef void killer_drop_hints(Killer* killer) noexcept nogil:
+    cdef size_t i
+    for i in range(killer.hints.size()):
+        close(killer.hints[i])
+    killer.hints.clear()
+
+
+cdef int64_t killer_patience(Killer* killer) noexcept nogil:
+    """When to look again, on CLOCK_BOOTTIME; -1: when somebody asks."""
+    cdef int64_t longest_ns = -1, deadline_ns = killer.orphans_ns if killer.subreaper else -1
+    cdef Tree* tree
+    cdef size_t i
+    for i in range(killer.trees.size()):
+        tree = killer.trees[i]
+        if tree.phase == TREE_KILL and not tree.told:
+            longest_ns = SCAN_KILL_NS
+            break
+        if tree.phase >= TREE_WATCH:
+            longest_ns = SCAN_WATCH_NS
+    if longest_ns < 0:
+        return deadline_ns
+    killer.pause_ns = min(killer.pause_ns, longest_ns)
+    longest_ns = now(CLOCK_BOOTTIME) + killer.pause_ns
+    killer.pause_ns *= 2
+    return longest_ns if deadline_ns < 0 else min(longest_ns, deadline_ns)
+
+
+cdef void killer_wait(Killer* killer) noexcept nogil:
+    """Until somebody asks, all whose end is waited for have ended, or it is time."""
+    cdef int64_t deadline_ns = killer_patience(killer), rest_ns
+    cdef pollfd[HINTS + 1] watched
+    cdef timespec rest
+    cdef eventfd_t value
+    cdef size_t i, count = killer.hints.size()
+    cdef bint hinted = count > 0
+    watched[0].fd = killer.bell
+    watched[0].events = POLLIN
+    for i in range(count):
+        watched[i + 1].fd = killer.hints[i]
+        watched[i + 1].events = POLLIN
+    while count or not hinted:
+        if deadline_ns >= 0:
+            rest_ns = deadline_ns - now(CLOCK_BOOTTIME)
+            if rest_ns <= 0:
+                return
+            rest.tv_sec = rest_ns // NS_PER_S
+            rest.tv_nsec = rest_ns % NS_PER_S
+        if ppoll(watched, count + 1, &rest if deadline_ns >= 0 else NULL, NULL) <= 0:
+            continue
+        if watched[0].revents:
+            eventfd_read(killer.bell, &value)
+            return
+        for i in range(count, 0, -1):
+            if watched[i].revents:
+                watched[i] = watched[count]
+                count -= 1
+
+
+# ---- construction and end, by the thread that owns the Core ----------------------------------------------------------
+
+cdef Killer* killer_new(Engine* engine, bint subreaper) noexcept nogil:
+    cdef Killer* killer = new Killer()
+    killer.engine = engine
+    killer.subreaper = subreaper
+    killer.own = getpid()
+    killer.bell = killer.spare = -1
+    return killer
+
+
+cdef bint killer_open_all(Killer* killer) noexcept nogil:
+    """Get everything but the thread; False with errno."""
+    killer.proc = opendir(b"/proc")
+    killer.bell = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK)
+    killer.spare = eventfd(0, EFD_CLOEXEC)
+    return killer.proc != NULL and killer.bell >= 0 and killer.spare >= 0
+
+
+cdef void killer_free(Killer* killer) noexcept nogil:
+    """After its thread has ended, and before the records go."""
+    cdef size_t i, k
+    killer_drop_hints(killer)
+    for i in range(killer.trees.size()):
+        for k in range(killer.trees[i].strays.size()):
+            close(killer.trees[i].strays[k].pidfd)
+        del killer.trees[i]
+    if killer.proc != NULL:
+        closedir(killer.proc)
+    if killer.bell >= 0:
+        close(killer.bell)
+    if killer.spare >= 0:
+        close(killer.spare)
+    del killer
