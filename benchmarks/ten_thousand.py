@@ -10,6 +10,7 @@ ran at once, all succeeded once, and descriptors stay in their bound.
 from __future__ import annotations
 
 import argparse
+import itertools
 import os
 import resource
 import sys
@@ -70,9 +71,8 @@ def measure(server: Server, count: int, sleep_s: int) -> bool:
     peak = _most_at_once(server.client)
     descriptors = (peak_files - files) / max(peak, 1)
     print(f"at once    {peak}")
-    print(
-        f"each       {descriptors:.2f} descriptors, {(peak_rss - rss) / max(peak, 1) / 1024:.2f} KiB of the node's memory"
-    )
+    memory_kib = (peak_rss - rss) / max(peak, 1) / 1024
+    print(f"each       {descriptors:.2f} descriptors, {memory_kib:.2f} KiB of the node's memory")
     if submits_ms:
         submits_ms.sort()
         p99 = submits_ms[int(len(submits_ms) * 0.99)]
@@ -80,7 +80,7 @@ def measure(server: Server, count: int, sleep_s: int) -> bool:
             f"submit     p50 {submits_ms[len(submits_ms) // 2]:.1f} ms, p99 {p99:.1f} ms of {len(submits_ms)} meanwhile"
         )
     moments = sorted(datetime.fromisoformat(text.replace("Z", "+00:00")).timestamp() for text in renewals)
-    gaps = [after - before for before, after in zip(moments, moments[1:], strict=False)]
+    gaps = [after - before for before, after in itertools.pairwise(moments)]
     print(f"heartbeat  largest gap {max(gaps, default=0.0):.1f} s of a lease of 10 s")
     done = _await_done(server.home / "completed", count + probes)
     lost = count + probes - states.get("succeeded", 0)

@@ -1,6 +1,6 @@
 """All competitors and the core in turns: one table, also written to benchmarks/RESULTS.md.
 
-    python -m benchmarks.peers.compare PEERS_PYTHON [--count 600] [--rounds 7] [--write]
+    python -m benchmarks.peers.compare PEERS_PYTHON [--count 1000] [--rounds 5] [--write]
 
 PEERS_PYTHON is the interpreter of the environment in which the competitors' packages are installed (`make bench-peers`
 makes it).  A tool that is not installed is named as missing.
@@ -32,8 +32,8 @@ WORKERS = 8
 def main() -> int:
     parser = argparse.ArgumentParser()
     parser.add_argument("python", help="interpreter with the competitors' packages")
-    parser.add_argument("--count", type=int, default=600)
-    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--count", type=int, default=1_000)
+    parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--write", action="store_true", help="write benchmarks/RESULTS.md")
     options = parser.parse_args()
     versions = _versions(options.python)
@@ -59,7 +59,7 @@ def _contenders(baseline: Baseline, python: str, versions: dict[str, str], count
     }  # fmt: skip
     for name, script in scripts.items():
         if name in versions:
-            found[name] = program(python, str(HERE / f"{script}.py"), *work)
+            found[name] = program(python, "-m", f"benchmarks.peers.{script}", *work)
     return found
 
 
@@ -102,16 +102,19 @@ def _page(table: str, options: argparse.Namespace, load: float) -> str:
         [line.partition(": ")[2] for line in Path("/proc/cpuinfo").read_text().splitlines() if "model name" in line]
         or [platform.machine()]
     )
+    release = platform.release().partition("-")[0]
     return f"""# Results
 
-`/bin/true`, {options.count} times, {WORKERS} at once, output into files where the tool can, every exit code checked; medians of
-{options.rounds} rounds in turns, ratios with their range. Written by `make bench-peers`, {now:%Y-%m-%d}.
+`/bin/true`, {options.count} times, {WORKERS} at once, output into files where the tool can, every exit code checked;
+medians of {options.rounds} rounds in turns, ratios with their range. Written by `make bench-peers`, {now:%Y-%m-%d}.
 
-{os.cpu_count()} cores ({cpu}), {memory_gib:.0f} GiB, Linux {platform.release()}, Python {platform.python_version()}, load before {load:.1f}.
+{os.cpu_count()} cores ({cpu}), {memory_gib:.0f} GiB, Linux {release}, Python {platform.python_version()},
+load before {load:.1f}.
 
 {table}
 
-Xargs and make write all output into one place. HyperQueue's clock starts at submission, with server and worker running.
+Xargs and make write all output into one place. HyperQueue's clock starts at submission, with server and worker
+running; its client looks once a second whether all is done.
 """
 
 

@@ -2,7 +2,7 @@
 
 import time
 
-from lap import PROGRAM, Work, lap
+from benchmarks.peers.lap import PROGRAM, Work, lap
 
 
 def run(work: Work) -> float:

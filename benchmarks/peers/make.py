@@ -1,6 +1,6 @@
 """make -j: a target each, without a shell; no files for each child (a redirection would need one)."""
 
-from lap import PROGRAM, Work, lap, timed
+from benchmarks.peers.lap import PROGRAM, Work, lap, timed
 
 
 def run(work: Work) -> float:

@@ -1,6 +1,6 @@
 """GNU parallel, output into files (--results); its exit code is the number of failures."""
 
-from lap import PROGRAM, Work, lap, timed
+from benchmarks.peers.lap import PROGRAM, Work, lap, timed
 
 
 def run(work: Work) -> float:

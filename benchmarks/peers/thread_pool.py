@@ -4,7 +4,7 @@ import subprocess
 import time
 from concurrent.futures import ThreadPoolExecutor
 
-from lap import PROGRAM, Work, lap
+from benchmarks.peers.lap import PROGRAM, Work, lap
 
 
 def run(work: Work) -> float:

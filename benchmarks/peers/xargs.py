@@ -1,6 +1,6 @@
 """xargs -P: no files for each child; it remembers whether one failed (exit 123)."""
 
-from lap import PROGRAM, Work, lap, timed
+from benchmarks.peers.lap import PROGRAM, Work, lap, timed
 
 
 def run(work: Work) -> float:

@@ -17,11 +17,13 @@ _PLAIN = re.compile(r"[A-Za-z0-9_@%+=:,./ \t-]+", re.ASCII)
 
 # What a shell does by itself, or reads as syntax: of POSIX, dash, bash, busybox and ksh.
 _OWN = frozenset(
-    ". : alias autoload bg bind break builtin caller case cd chdir command compgen complete compopt continue coproc "
-    "declare dirs disown do done echo elif else enable esac eval exec exit export false fc fg fi for function getopts "
-    "hash help history if in jobs kill let local logout mapfile newgrp popd print printf pushd pwd read readarray "
-    "readonly return select set shift shopt source suspend test then time times trap true type typeset ulimit umask "
-    "unalias unset until wait whence which while".split()
+    """
+    . : alias autoload bg bind break builtin caller case cd chdir command compgen complete compopt continue coproc
+    declare dirs disown do done echo elif else enable esac eval exec exit export false fc fg fi for function
+    getopts hash help history if in jobs kill let local logout mapfile newgrp popd print printf pushd pwd read
+    readarray readonly return select set shift shopt source suspend test then time times trap true type typeset
+    ulimit umask unalias unset until wait whence which while
+    """.split()  # noqa: SIM905 - to be read
 )
 _READ_BY_SHELLS = frozenset({"BASHOPTS", "BASH_ENV", "ENV", "POSIXLY_CORRECT", "SHELLOPTS"})
 

@@ -22,7 +22,10 @@ from pysched.task import Task, parse_task
     ("command", "words"),
     [
         ("/bin/true", ["/bin/true"]),
-        ("python3 -m train --lr=0.1 data/a_b.csv,c@d:8%", "python3 -m train --lr=0.1 data/a_b.csv,c@d:8%".split()),
+        (
+            "python3 -m train --lr=0.1 data/a_b.csv,c@d:8%",
+            ["python3", "-m", "train", "--lr=0.1", "data/a_b.csv,c@d:8%"],
+        ),
         ("  ls \t -l  ", ["ls", "-l"]),
         ("env A=1 ls", ["env", "A=1", "ls"]),
     ],
