@@ -3,7 +3,8 @@
 #   make run      install into .venv and run `scheduler demo`
 #   make test     install with the test tools and run every test
 #
-# and for those who change pysched: `make check`, `make bench`, `make sanitize`, `make coverage`, `make clean`.
+# and for those who change pysched: `make check`, `make bench`, `make bench-peers`, `make sanitize`, `make coverage`,
+# `make clean`.
 # Variables: PYTHON (which interpreter), VENV (where), DEMO, PYTEST and BENCH (further arguments).
 
 PYTHON ?= python3
@@ -29,7 +30,7 @@ SANITIZERS := thread address undefined
 NATIVE_TESTS ?= tests/native \
 	$(addprefix tests/unit/test_,ready_queue.py ageing.py histogram.py executor.py)
 
-.PHONY: run test check bench bench-queue sanitize $(SANITIZERS:%=sanitize-%) coverage clean FORCE
+.PHONY: run test check bench bench-queue bench-peers bench-server bench-ten-thousand sanitize $(SANITIZERS:%=sanitize-%) coverage clean FORCE
 .DELETE_ON_ERROR:
 
 run: $(INSTALLED)
@@ -38,9 +39,23 @@ run: $(INSTALLED)
 test: $(VENV)/.editable
 	$(BIN)/pytest $(PYTEST)
 
-# A server on a throw-away home, measured from outside.  As root its database runs as another user, who must pass.
+# The quick set, about two minutes; speed is asserted here and nowhere else.
 bench: $(VENV)/.editable
-	$(BIN)/pytest -q benchmarks/test_executor.py
+	$(BIN)/pytest -q benchmarks $(BENCH)
+	$(BIN)/python -m benchmarks.idle_node
+	$(BIN)/python -m benchmarks.node_rate
+
+# Competitors, in an environment of their own; xargs, make and GNU parallel (Debian: `parallel`) are taken as found.
+bench-peers: $(VENV)/.editable
+	test -x build/peers/bin/python || $(PYTHON) -m venv build/peers
+	build/peers/bin/python -m pip install --quiet --disable-pip-version-check hyperqueue
+	$(BIN)/python -m benchmarks.peers.compare $(CURDIR)/build/peers/bin/python --write $(BENCH)
+
+bench-ten-thousand: $(VENV)/.editable
+	$(BIN)/python -m benchmarks.ten_thousand $(BENCH)
+
+# A server on a throw-away home, measured from outside.  As root its database runs as another user, who must pass.
+bench-server: $(VENV)/.editable
 	@home=$$(mktemp -d) && chmod 0711 $$home && { \
 	  $(BIN)/scheduler up --home $$home --port 0 --workers 8 >$$home/up.log 2>&1 & server=$$!; \
 	  trap 'kill $$server; wait $$server; rm -rf '$$home EXIT; \

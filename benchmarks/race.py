@@ -86,7 +86,7 @@ def program(*command: str | int) -> Callable[[], Lap]:
         with tempfile.TemporaryDirectory(prefix="pysched-bench-", dir=FOLDERS) as folder:
             words = [str(word).replace("{folder}", folder) for word in command]
             out = subprocess.run(words, check=True, stdout=subprocess.PIPE, text=True).stdout
-        seconds, cpu_s = map(float, out.split())
+        seconds, cpu_s = map(float, out.splitlines()[-1].split())  # tools may talk before
         return Lap(seconds, cpu_s)
 
     return run

@@ -24,6 +24,6 @@ def build(folder: Path) -> Baseline:
     compiler = shlex.split(os.environ.get("CC", "cc"))
     flags = {"spawn_loop": ["-pthread"], "noop": ["-static", "-nostdlib", "-fno-stack-protector"]}
     for name, own in flags.items():
-        command = [*compiler, "-O2", "-Wall", "-Wextra", *own, "-o", folder / name, _SOURCES / f"{name}.c"]
+        command = [*compiler, "-O2", "-Wall", "-Wextra", *own, "-o", str(folder / name), str(_SOURCES / f"{name}.c")]
         subprocess.run(command, check=True)
     return Baseline(str(folder / "spawn_loop"), str(folder / "noop"))

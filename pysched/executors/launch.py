@@ -12,6 +12,7 @@ from pathlib import Path
 
 from pysched.errors import NodeError
 from pysched.executors.files import LogFolder
+from pysched.executors.shell import found, plain_words
 from pysched.model import AttemptKey, Program, TaskType, mark_of
 from pysched.task import Task
 
@@ -39,7 +40,10 @@ class Launcher:
 
     def prepare(self, key: AttemptKey, task: Task) -> Program:
         files = self._logs.of(key.id, key.attempt)
-        argv, own = _words(task)
+        cwd = os.fsencode(task.cwd) if task.cwd is not None else self._work
+        path = task.env.get("PATH", self._inherited["PATH"])
+        direct = _without_shell(task, path)
+        argv, own = _words(task) if direct is None else (direct[0], {"PWD": os.fsdecode(os.path.realpath(cwd))})
         env = {
             **self._inherited,
             **task.env,
@@ -52,9 +56,9 @@ class Launcher:
         words = [os.fsencode(word) for word in argv]
         return Program(
             argv=words,
-            candidates=_candidates(words[0], os.fsencode(env["PATH"])),
+            candidates=_candidates(words[0], os.fsencode(path)) if direct is None else [os.fsencode(direct[1])],
             env=[os.fsencode(f"{name}={value}") for name, value in env.items()],
-            cwd=os.fsencode(task.cwd) if task.cwd is not None else self._work,
+            cwd=cwd,
             stdout=files.stdout,
             stderr=files.stderr,
             result=files.result,
@@ -62,6 +66,13 @@ class Launcher:
             grace_s=task.grace_s,
             mark=mark_of(key.id, key.attempt, self._node),
         )
+
+
+def _without_shell(task: Task, path: str) -> tuple[list[str], str] | None:
+    """argv and the file to execute of a text command that needs no shell.  Such a job gets PWD, as from a shell."""
+    words = plain_words(task.command, task.env) if isinstance(task.command, str) else None
+    file = found(words[0], path) if words is not None else None
+    return None if words is None or file is None else (words, file)
 
 
 def _words(task: Task) -> tuple[list[str], dict[str, str]]:
