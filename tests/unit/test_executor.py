@@ -251,14 +251,14 @@ def test_calls_run_in_named_threads_with_their_own_locals() -> None:
 
 def test_c_functions_do_not_keep_the_interpreter_to_themselves() -> None:
     """A flood of calls that run no bytecode: another thread sees it while it lasts, not only before and after."""
-    calls, done, seen = 1000, 0, set[int]()
+    calls, done, seen = 1500, 0, set[int]()
     with Executor(1) as executor:
         with occupied(executor):
             futures = [executor.submit(sum, range(20_000)) for _ in range(calls)]
         while done < calls:
             done = sum(future.done() for future in futures)
             seen.add(done)
-    assert seen - {0, calls}
+    assert len(seen) > 6  # some twenty turns of 5 ms; without them the start, the end, and at most a moment between
 
 
 # ---- map ---------------------------------------------------------------------------------------------------------
