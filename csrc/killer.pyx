@@ -128,6 +128,8 @@ cdef void killer_main(void* argument) noexcept nogil:
             killer_collect_orphans(killer)
             killer.orphans_ns = now(CLOCK_BOOTTIME) + ORPHANS_NS
         killer_wait(killer)
+    if killer.subreaper:
+        killer_collect_orphans(killer)
 
 
 cdef void killer_take_requests(Killer* killer) noexcept nogil:
