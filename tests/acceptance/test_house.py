@@ -31,7 +31,9 @@ class TestMakefile:
             ("run", ["-m venv", "pip install", "scheduler demo --count 5"]),
             ("test", ["-m venv", "pip install", "[test,check]", "/pytest -x"]),
             ("check", ["ruff check", "ruff format --check", "mypy", "lint-imports", "cython-lint"]),
-            ("bench", ["benchmarks/benchmark.py"]),
+            ("bench", ["/pytest -q benchmarks", "-m benchmarks.idle_node", "-m benchmarks.node_rate"]),
+            ("bench-peers", ["-m venv", "pip install", "hyperqueue", "-m benchmarks.peers.compare"]),
+            ("bench-server", ["benchmarks/benchmark.py"]),
             ("clean", ["rm -rf build"]),
         ],
     )
