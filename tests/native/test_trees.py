@@ -205,9 +205,10 @@ def kill_another(run: Run) -> None:
 
 def test_own_children_are_neither_killed_nor_collected(start: Start, token: str) -> None:
     run = start(subreaper=True)
+    plain: dict[str, str] = {}  # without what a sanitizer preloads: a shell may crash under it
     with (
-        subprocess.Popen(["sleep", token], start_new_session=True) as lives,
-        subprocess.Popen(["sh", "-c", "exit 3"], start_new_session=True) as ended,
+        subprocess.Popen(["sleep", token], start_new_session=True, env=plain) as lives,
+        subprocess.Popen(["sh", "-c", "exit 3"], start_new_session=True, env=plain) as ended,
     ):
         wait_until(lambda: process_state(ended.pid) == "Z", "the end of the child")
         # Two orphans, one after the other, are collected: in between the killer has looked at all children.
