@@ -17,6 +17,7 @@ Stopping goes down the same list, so nothing is ever sent to a stage that has st
 from __future__ import annotations
 
 import os
+import queue
 import socket
 import threading
 import uuid
@@ -61,6 +62,9 @@ class Node:
         self._home = Home(settings.home)
         self._incarnation = uuid.uuid4()
         self._attempts = Attempts()
+        # A signal handler runs in the middle of whatever the main thread does, perhaps inside the lock of the very
+        # Event it would set.  SimpleQueue.put may be called there; a thread of its own turns the wishes into events.
+        self._wishes: queue.SimpleQueue[None] = queue.SimpleQueue()
         self._wanted = threading.Event()  # set: stop
         self._at_once = threading.Event()  # set: without waiting for running jobs
         self._failure: str | None = None
@@ -68,12 +72,17 @@ class Node:
 
     def drain(self) -> None:
         """Claim no more, let running jobs end, then stop; the second call stops at once."""
-        if self._wanted.is_set():
-            self._at_once.set()
+        self._wishes.put(None)
+
+    def _heed(self) -> None:
+        self._wishes.get()
         self._wanted.set()
+        self._wishes.get()
+        self._at_once.set()
 
     def run(self) -> None:
         """Until `drain`; raises `PyschedError` if the node cannot start or cannot go on."""
+        threading.Thread(target=self._heed, name="signals", daemon=True).start()
         self._home.prepare()
         with ExitStack() as stack:
             stack.enter_context(self._home.owned())
