@@ -288,8 +288,15 @@ if sys.argv[2] == "child":
 
 def sleepers(token: str) -> set[int]:
     """Those of the carriers that have come to rest."""
-    names = {pid: Path(f"/proc/{pid}/comm") for pid in carriers(token)}
-    return {pid for pid, name in names.items() if name.exists() and name.read_text() == "sleep\n"}
+    return {pid for pid in carriers(token) if process_name(pid) == "sleep"}
+
+
+def process_name(pid: int) -> str:
+    """Empty when the process is gone, be it between the open and the read."""
+    try:
+        return Path(f"/proc/{pid}/comm").read_text().rstrip("\n")
+    except OSError:
+        return ""
 
 
 def test_a_descendant_that_changes_its_limits_is_known_by_its_parents(start: Start, token: str) -> None:
@@ -308,6 +315,8 @@ def test_an_orphan_that_changes_its_limits_is_known_by_its_environment(start: St
     shed = f"{sys.executable} -S -c {quoted(SHEDS)} {token} orphan; exec sleep 1000"
     first, second = run.submit(run.shell(shed, env=env), run.shell(shed, env=other))
     wait_until(lambda: len(sleepers(token)) == 2, "the descendants")
+    # The shells that started them carry the token until they are `sleep 1000`.
+    wait_until(lambda: len(carriers(token)) == 2, "the shells to have gone on")
     # Both are children of this process now, and nothing but the environment tells them apart.
     wait_until(lambda: {parent(pid) for pid in carriers(token)} == {os.getpid()}, "the orphans to be adopted")
     cancel(run, first)
