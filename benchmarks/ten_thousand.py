@@ -107,7 +107,7 @@ def _await_done(folder: Path, count: int) -> int:
 def _most_at_once(client: Client) -> int:
     """The largest number of sleeping tasks that ran at one moment, by the records of all."""
     steps = []
-    for task in client.list_all():
+    for task in client.tasks():
         if task["id"].startswith("sleep-") and task["started_at"] is not None:
             steps += [(task["started_at"], 1), (task["finished_at"], -1)]
     most = running_now = 0

@@ -9,15 +9,17 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from pysched._core import Executor as Executor
+    from pysched.client import AsyncClient as AsyncClient
     from pysched.client import Client as Client
     from pysched.model import Priority as Priority
     from pysched.model import State as State
     from pysched.task import Task as Task
 
-__all__ = ["Client", "Executor", "Priority", "State", "Task", "__version__"]
+__all__ = ["AsyncClient", "Client", "Executor", "Priority", "State", "Task", "__version__"]
 
 _HOME = {
-    "Client": "pysched.client",
+    "AsyncClient": "pysched.client.asynchronous",
+    "Client": "pysched.client.blocking",
     "Executor": "pysched._core",
     "Priority": "pysched.model",
     "State": "pysched.model",

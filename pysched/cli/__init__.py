@@ -11,20 +11,45 @@ import click
 
 from pysched.errors import PyschedError
 
-_COMMANDS = {
-    "run": "a node: watches a queue folder, runs tasks, writes .done files",
-    "up": "everything: the embedded database, a node and the API",
-    "demo": "everything on a throw-away home, with a mixed workload",
-    "api": "the control plane alone",
-    "plot": "draw profiler.csv in the terminal and as HTML",
+_SECTIONS = {
+    "Serve": {
+        "run": "a node: watches a queue folder, runs tasks, writes .done files",
+        "up": "everything: the embedded database, a node and the API",
+        "demo": "everything on a throw-away home, with a mixed workload",
+        "api": "the control plane alone",
+    },
+    "Submit and steer": {
+        "submit": "a command, or tasks from files",
+        "cancel": "stop tasks, or keep them from starting",
+        "retry": "run failed tasks again",
+        "wait": "until tasks have ended; exits with their exit code",
+        "queue": "pause or resume the start of tasks",
+    },
+    "Look": {
+        "ls": "tasks, newest first, with filters",
+        "show": "one task in full, with its attempts",
+        "logs": "what tasks wrote, also as they write it",
+        "explain": "why a task is not running yet",
+        "top": "nodes, queue and tasks, live",
+        "stats": "tasks by state and priority",
+        "nodes": "who does the work; drain one",
+        "export": "tasks as JSON lines, CSV or GNU parallel's joblog",
+        "plot": "draw profiler.csv in the terminal and as HTML",
+    },
+    "Set up": {
+        "token": "make, list and revoke bearer tokens",
+        "doctor": "check this machine, and say how to mend it",
+        "completion": "for bash, zsh or fish",
+    },
 }
+_COMMANDS = [name for section in _SECTIONS.values() for name in section]
 
 
 class Commands(click.Group):
     """Loads a command's module only when it is needed, so that `scheduler ls` never imports a server."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
-        return list(_COMMANDS)
+        return _COMMANDS
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         if cmd_name not in _COMMANDS:
@@ -34,8 +59,21 @@ class Commands(click.Group):
         return command
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        with formatter.section("Commands"):
-            formatter.write_dl(list(_COMMANDS.items()))
+        for title, commands in _SECTIONS.items():
+            with formatter.section(title):
+                formatter.write_dl(list(commands.items()), col_max=12)
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        if args[0] not in _COMMANDS and not ctx.resilient_parsing:
+            from difflib import get_close_matches
+
+            near = get_close_matches(args[0], _COMMANDS, n=1, cutoff=0.5)
+            raise click.UsageError(
+                f"there is no command {args[0]!r}{f'; did you mean {near[0]}?' if near else ''}", ctx
+            )
+        return super().resolve_command(ctx, args)
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         """`scheduler --workers 8 …` is `scheduler run --workers 8 …`."""
@@ -62,18 +100,21 @@ def main() -> NoReturn:
     """Run the command line; every error is one line, and its exit code says its kind (CONTRACT § Command line)."""
     try:
         result: Any = scheduler.main(prog_name="scheduler", standalone_mode=False)
+        sys.stdout.flush()
     except PyschedError as error:
         _fail(str(error), error.exit_code)
+    except TimeoutError as error:  # of a command that waits; a socket's is a ServerUnreachable
+        _fail(str(error), 124)
     except click.UsageError as error:
         command = error.ctx.command_path if error.ctx is not None else "scheduler"
-        _fail(f"{error.format_message().rstrip('.')}; see {command} --help", 2)
+        _fail(f"{' '.join(error.format_message().split()).rstrip('.')}; see {command} --help", 2)
     except click.ClickException as error:
         _fail(error.format_message(), error.exit_code)
     except (click.Abort, KeyboardInterrupt):
-        _fail("interrupted", 130)
+        sys.exit(130)  # who pressed ^C knows it
     except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # nobody reads: say nothing more
-        sys.exit(1)
+        _silence(sys.stdout)  # nobody reads: say nothing more
+        sys.exit(141)  # as a program that SIGPIPE ends
     except OSError as error:
         _fail(str(error), 1)
     sys.exit(result if isinstance(result, int) else 0)
@@ -84,8 +125,28 @@ def _fail(message: str, code: int) -> NoReturn:
         import traceback
 
         traceback.print_exc()
-    click.echo(f"error: {message}", err=True)
+    if _wants_json():
+        import json
+
+        kinds = {2: "usage", 3: "not_found", 4: "unreachable", 124: "timeout"}
+        error = {"kind": kinds.get(code, "failed"), "message": message, "exit_code": code}
+        click.echo(json.dumps({"version": 1, "error": error}, ensure_ascii=False), err=True)
+    else:
+        click.echo(f"error: {message}", err=True)
     sys.exit(code)
+
+
+def _wants_json() -> bool:
+    """Whether -o json was given: asked of the arguments themselves, which may be what is wrong."""
+    own = sys.argv[1 : sys.argv.index("--")] if "--" in sys.argv else sys.argv[1:]
+    forms = [text.partition("=")[2] for text in own if text.startswith("--output=")]
+    forms += [own[at + 1] for at, text in enumerate(own[:-1]) if text in {"-o", "--output"}]
+    forms += [text[2:] for text in own if text.startswith("-o") and len(text) > 2]
+    return (forms[-1] if forms else os.environ.get("PYSCHED_OUTPUT")) == "json"
+
+
+def _silence(stream: Any) -> None:
+    os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
 def debugging() -> bool:

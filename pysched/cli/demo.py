@@ -127,7 +127,7 @@ def _run(
                 if ended >= len(expected) or time.monotonic() > deadline:
                     break
                 time.sleep(0.1)
-            records = {record["id"]: record for record in client.list_all()}
+            records = {record["id"]: record for record in client.tasks()}
             return report.Run(
                 expected=expected,
                 records=records,

@@ -25,6 +25,8 @@ def apply(*options: Callable[[Command], Command]) -> Callable[[Command], Command
 
 
 home = click.option("--home", type=_FOLDER, help="Folder of the database, logs, token, queue/ and completed/.")
+url = click.option("--url", help="Address of the server; found by itself if missing.")
+token = click.option("--token", help="Bearer token; found by itself if missing.")
 database = click.option("--database", metavar="URL", help="PostgreSQL to use; without it one runs in the home.")
 
 node = apply(

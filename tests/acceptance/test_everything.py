@@ -99,7 +99,7 @@ def test_up_serves_runs_and_leaves_nothing(everything: Everything) -> None:
     with Client(home=everything.home) as client:
         accepted = client.submit({"command": "echo served", "priority": "high"})
         assert everything.done(accepted["id"])["status"] == "succeeded"
-        assert client.logs(accepted["id"])[0] == b"served\n"
+        assert b"".join(client.logs(accepted["id"])) == b"served\n"
         assert client.get(accepted["id"])["status"] == "succeeded"
     assert oct((everything.home / "token").stat().st_mode & 0o777) == "0o600"
     assert process.terminate() == 0
@@ -164,7 +164,7 @@ def test_the_seeds_programs_run_against_it(everything: Everything) -> None:
         assert ended.returncode == 0, ended.stderr
         assert ended.stderr == ""
     with Client(home=everything.home) as client:
-        states = [task["status"] for task in client.list_all()]
+        states = [task["status"] for task in client.tasks()]
         assert len(states) == 30
 
 
