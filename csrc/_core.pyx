@@ -57,8 +57,8 @@ include "executor.pyx"        # Executor: Python calls in Python threads, from t
 
 __all__ = [
     "ALARM", "AttemptRow", "AttemptTable", "CAUSE_CANCEL", "CAUSE_LOG_LIMIT", "CAUSE_NONE", "CAUSE_SHUTDOWN",
-    "CAUSE_TIMEOUT", "Core", "EXITED", "Event", "Executor", "Future", "Histogram", "Launch", "ROW_ENDED", "ROW_NEVER_RAN",
-    "ROW_RUNNING", "ROW_STARTING", "ReadyQueue", "SPAWN_FAILED", "STARTED", "WITHDRAWN",
+    "CAUSE_TIMEOUT", "Core", "EXITED", "Event", "Executor", "Future", "Histogram", "Launch", "ROW_ENDED", "ROW_LOST",
+    "ROW_NEVER_RAN", "ROW_RUNNING", "ROW_STARTING", "ReadyQueue", "SPAWN_FAILED", "STARTED", "WITHDRAWN",
 ]
 
 cdef object MAX_WORKERS = 1_000_000

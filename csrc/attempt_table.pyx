@@ -3,6 +3,7 @@
 #     FREE ─take─► STARTING ─spawned─► RUNNING ─ended─► ENDED ─release, after the outcome's COMMIT─► FREE
 #                   │   ╰─ended, and had reached its program─────┘
 #                   ├─ended before it reached its program─► NEVER ─release─► FREE
+#                   ├─(RUNNING, too) the guard died as well─► LOST ─release─► FREE
 #                   └─no process could be made─► FREE
 #
 # Who writes a row: the lane that runs the attempt while the node lives; of an attempt whose node is gone, the guard
@@ -17,7 +18,8 @@
 #     does the same in the same order, so a collected child without ENDED does not exist while the guard lives.
 #
 # That makes a pid in a row safe: while the guard lives, a process is not collected before its row says ENDED, so nobody
-# else has its number.  Rows of an earlier guard mean nothing; a guard begins with a new file.
+# else has its number.  A guard that begins makes LOST of what ran under the one before it: how that ends nobody will
+# know, but that it had started is certain.  Rows of an earlier start of the machine mean nothing.
 
 import contextlib
 import os
@@ -60,11 +62,13 @@ cdef enum RowState:
     ROW_IS_RUNNING
     ROW_HAS_ENDED
     ROW_HAS_NEVER_RUN
+    ROW_IS_LOST
 
 cdef enum:
     ROW_BYTES = 128
     TABLE_VERSION = 1
     GUARD_BYTES = 16
+    BOOT_BYTES = 16
 
 cdef uint64_t TABLE_MAGIC = 0x656c626174617970  # "pyatable"
 
@@ -94,6 +98,7 @@ cdef struct TableHead:      # as long as a row
     uint32_t version
     uint32_t row_bytes
     char[GUARD_BYTES] guard
+    char[BOOT_BYTES] boot
 
 
 cdef cppclass Table:
@@ -234,6 +239,7 @@ ROW_STARTING = int(ROW_IS_STARTING)
 ROW_RUNNING = int(ROW_IS_RUNNING)
 ROW_ENDED = int(ROW_HAS_ENDED)
 ROW_NEVER_RAN = int(ROW_HAS_NEVER_RUN)
+ROW_LOST = int(ROW_IS_LOST)
 
 
 @cython.final
@@ -286,31 +292,57 @@ cdef AttemptRow row_of(const Row* native, uint32_t state):
     return row
 
 
+cdef bytes boot_id():
+    """Of this start of the machine: what pids, and CLOCK_BOOTTIME, belong to."""
+    with open("/proc/sys/kernel/random/boot_id") as file:
+        return bytes.fromhex(file.read().strip().replace("-", ""))
+
+
+cdef int create_table(path, bytes guard) except -1:
+    cdef TableHead head
+    memset(&head, 0, sizeof(head))
+    head.magic = TABLE_MAGIC
+    head.version = TABLE_VERSION
+    head.row_bytes = ROW_BYTES
+    memcpy(head.guard, <const char*> guard, GUARD_BYTES)
+    memcpy(head.boot, <const char*> boot_id(), BOOT_BYTES)
+    temporary = os.fsencode(path) + b".new"
+    with contextlib.suppress(FileNotFoundError):
+        os.unlink(temporary)
+    file = os.open(temporary, O_RDWR | O_CREAT | O_EXCL | O_NOFOLLOW | O_CLOEXEC, 0o600)
+    try:
+        os.write(file, (<char*> &head)[:sizeof(head)].ljust(ROW_BYTES, b"\0"))
+    finally:
+        os.close(file)
+    os.rename(temporary, path)
+    return 0
+
+
 @cython.final
 cdef class AttemptTable:
     cdef Table* table
 
     @staticmethod
-    def create(path, bytes guard):
-        """Begin with no rows."""
-        cdef TableHead head
+    def begin(path, bytes guard):
+        cdef AttemptTable before
         if len(guard) != GUARD_BYTES:
             raise ValueError(f"guard: {len(guard)} bytes; use {GUARD_BYTES}")
-        memset(&head, 0, sizeof(head))
-        head.magic = TABLE_MAGIC
-        head.version = TABLE_VERSION
-        head.row_bytes = ROW_BYTES
-        memcpy(head.guard, <const char*> guard, GUARD_BYTES)
-        temporary = os.fsencode(path) + b".new"
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(temporary)
-        file = os.open(temporary, O_RDWR | O_CREAT | O_EXCL | O_NOFOLLOW | O_CLOEXEC, 0o600)
         try:
-            os.write(file, (<char*> &head)[:sizeof(head)].ljust(ROW_BYTES, b"\0"))
-        finally:
-            os.close(file)
-        os.rename(temporary, path)
+            before = AttemptTable(path, None)
+        except (OSError, ValueError):
+            create_table(path, guard)
+        else:
+            before.inherit(guard)
 
+    cdef void inherit(self, bytes guard) noexcept:
+        """In place: the node of the guard before may still run, and stops by itself."""
+        cdef TableHead* head = <TableHead*> self.table.rows
+        cdef uint32_t i, state
+        for i in range(1, self.table.count):
+            state = self.table.rows[i].state.load(memory_order_acquire)
+            if (state == ROW_IS_STARTING and self.table.rows[i].pid != 0) or state == ROW_IS_RUNNING:
+                self.table.rows[i].state.compare_exchange_strong(state, ROW_IS_LOST)
+        memcpy(head.guard, <const char*> guard, GUARD_BYTES)
     def __cinit__(self, path, bytes guard, *, rows=0):
         cdef struct_stat status
         cdef int file, error = 0
@@ -354,6 +386,10 @@ cdef class AttemptTable:
         cdef TableHead* head = <TableHead*> self.table.rows
         if head.magic != TABLE_MAGIC or head.version != TABLE_VERSION or head.row_bytes != ROW_BYTES:
             raise ValueError(f"{os.fsdecode(path)}: is no table of attempts of version {TABLE_VERSION}")
+        if memcmp(head.boot, <const char*> boot_id(), BOOT_BYTES) != 0:
+            raise ValueError(f"{os.fsdecode(path)}: is of an earlier start of this machine")
+        if guard is None:
+            return 0
         if len(guard) != GUARD_BYTES or memcmp(head.guard, <const char*> guard, GUARD_BYTES) != 0:
             raise ValueError(f"{os.fsdecode(path)}: belongs to another guard")
         return 0

@@ -17,6 +17,7 @@ __all__ = [
     "CAUSE_TIMEOUT",
     "EXITED",
     "ROW_ENDED",
+    "ROW_LOST",
     "ROW_NEVER_RAN",
     "ROW_RUNNING",
     "ROW_STARTING",
@@ -201,6 +202,7 @@ ROW_STARTING: Final[int]  # no program was started yet as far as one knows; `pid
 ROW_RUNNING: Final[int]
 ROW_ENDED: Final[int]
 ROW_NEVER_RAN: Final[int]  # its process ended before it had become the program
+ROW_LOST: Final[int]  # it ran under an earlier guard: how it ends, nobody will know
 
 @final
 class AttemptRow:
@@ -236,10 +238,11 @@ class AttemptTable:
     """
 
     @staticmethod
-    def create(path: str, guard: bytes) -> None:
-        """A new file without rows, in place of any other.  `guard`: 16 bytes that no other guard uses."""
+    def begin(path: str, guard: bytes) -> None:
+        """The guard named by these 16 bytes takes over the file, or makes it; what ran under the one before is lost."""
     def __init__(self, path: str, guard: bytes, *, rows: int = 0) -> None:
-        """Open it, with room for at least `rows` rows.  `ValueError`: of another version or guard; `OSError`."""
+        """Open it, with room for at least `rows` rows.  `ValueError`: of another version, guard or start of the machine;
+        `OSError`."""
     def rows(self) -> list[AttemptRow]: ...
     def row(self, token: int) -> AttemptRow:
         """`KeyError`: there is none."""
