@@ -300,12 +300,13 @@ cdef bytes boot_id():
 
 cdef int create_table(path, bytes guard) except -1:
     cdef TableHead head
+    cdef bytes boot = boot_id()
     memset(&head, 0, sizeof(head))
     head.magic = TABLE_MAGIC
     head.version = TABLE_VERSION
     head.row_bytes = ROW_BYTES
     memcpy(head.guard, <const char*> guard, GUARD_BYTES)
-    memcpy(head.boot, <const char*> boot_id(), BOOT_BYTES)
+    memcpy(head.boot, <const char*> boot, BOOT_BYTES)
     temporary = os.fsencode(path) + b".new"
     with contextlib.suppress(FileNotFoundError):
         os.unlink(temporary)
@@ -384,9 +385,10 @@ cdef class AttemptTable:
 
     cdef int check(self, path, bytes guard) except -1:
         cdef TableHead* head = <TableHead*> self.table.rows
+        cdef bytes boot = boot_id()
         if head.magic != TABLE_MAGIC or head.version != TABLE_VERSION or head.row_bytes != ROW_BYTES:
             raise ValueError(f"{os.fsdecode(path)}: is no table of attempts of version {TABLE_VERSION}")
-        if memcmp(head.boot, <const char*> boot_id(), BOOT_BYTES) != 0:
+        if memcmp(head.boot, <const char*> boot, BOOT_BYTES) != 0:
             raise ValueError(f"{os.fsdecode(path)}: is of an earlier start of this machine")
         if guard is None:
             return 0
