@@ -241,8 +241,8 @@ class AttemptTable:
     def begin(path: str, guard: bytes) -> None:
         """The guard named by these 16 bytes takes over the file, or makes it; what ran under the one before is lost."""
     def __init__(self, path: str, guard: bytes, *, rows: int = 0) -> None:
-        """Open it, with room for at least `rows` rows.  `ValueError`: of another version, guard or start of the machine;
-        `OSError`."""
+        """Open it, with room for at least `rows` rows.  `OSError`; `ValueError`: it is of another version, guard or start
+        of the machine."""
     def rows(self) -> list[AttemptRow]: ...
     def row(self, token: int) -> AttemptRow:
         """`KeyError`: there is none."""
@@ -290,10 +290,10 @@ class Core:
     def submit(self, launches: Sequence[Launch]) -> None:
         """Queue all or, on `ValueError` (a handle is in use) or `RuntimeError` (closed), none."""
     def adopt(self, launch: Launch) -> bool:
-        """Go on with an attempt whose row (`launch.token`) says that it runs: STARTED, then EXITED as of one's own, with
-        the times, the timeout and the begun end of its row, and at the cost of a worker.  The process must be a child of
-        this process's parent, which collects it (`AttemptTable.collect`); False: it is not.  EXITED has the status -1
-        (errno ECHILD) if the parent ends first.  argv, candidates and timeout_s of the launch are not looked at."""
+        """Go on with an attempt whose row (`launch.token`) says that it runs: STARTED, then EXITED as of one's own, by
+        the times, the timeout and the begun end of its row, and at the cost of a worker.  The process must be a child
+        of this process's parent, which collects it (`AttemptTable.collect`); False: it is not.  EXITED has the status
+        -1 (errno ECHILD) if the parent ends first.  argv, candidates and timeout_s of the launch are not looked at."""
     def kill(self, handle: int, grace_s: float, cause: int) -> bool:
         """End an attempt.  Queued: it becomes WITHDRAWN.  Running: TERM (and CONT) to its whole tree now, KILL after
         `grace_s` (0: KILL at once); its EXITED comes when nothing is left of the tree, and carries `cause`, unless an

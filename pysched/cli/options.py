@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -64,4 +65,20 @@ api = apply(
     click.option("--mirror", type=_FOLDER, help="Write each accepted task into this folder as a .task file, too."),
 )
 
+guard = apply(
+    click.option("--guard", hidden=True, help="Of a node: its guard."),
+    click.option("--guard-state", hidden=True, help="Of a guard: what it was before it loaded itself anew."),
+)
+
 parent = click.option("--parent-pid", type=int, hidden=True, help="Stop when this process ends.")
+
+
+def become_guard(names: Sequence[str], state: str | None, given: Mapping[str, Any]) -> int:
+    """Start and keep `scheduler NAME` for each name, with the options that were given; returns the exit code."""
+    from pysched import guard
+    from pysched.home import Home, chosen_home
+
+    os.environ.update({f"PYSCHED_{name.upper()}": str(value) for name, value in given.items() if value is not None})
+    home = chosen_home(None)
+    os.environ["PYSCHED_HOME"] = str(home)
+    return guard.guard(Home(home), names, state)
