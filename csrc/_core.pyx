@@ -146,8 +146,9 @@ cdef class Core:
         for i in range(engine.lanes):
             if engine.outbox.bell < 0 or not lane_open(self.threads[i]):
                 raise OSError(errno, f"lane {i} cannot be made; lower `lanes` or raise the limit of open files")
-        if guard_bell is not None and not lane_heed_guard(self.threads[0], whole("guard_bell", guard_bell, 0, 2**31 - 1)):
-            raise OSError(errno, "the guard cannot be watched")
+        if guard_bell is not None:
+            if not lane_heed_guard(self.threads[0], whole("guard_bell", guard_bell, 0, 2**31 - 1)):
+                raise OSError(errno, "the guard cannot be watched")
         if subreaper:
             self.adopt_orphans()
         for i in range(engine.lanes):

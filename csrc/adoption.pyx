@@ -1,7 +1,7 @@
 # Attempts that an earlier incarnation of this node started, in the hands of lane 0.
 #
-# Their processes are children of the guard.  A pidfd tells of the end as it does of a child's, but how it ended only the
-# guard can ask.  It writes that into the attempt's row, collects the process, and rings:
+# Their processes are children of the guard.  A pidfd tells of the end as it does of a child's, but how it ended only
+# the guard can ask.  It writes that into the attempt's row, collects the process, and rings:
 #
 #     pidfd readable ─► row ENDED ──────────────────────────► told, released
 #                  ╰──► not yet ─► unrecorded ─guard rings──►
@@ -10,15 +10,24 @@
 # No ring is lost: the row is written before the ring, and a record is laid aside by the thread that hears rings, after
 # it has looked at the row.
 
-from libc.errno cimport EAGAIN
-from libc.signal cimport SIGKILL
-from libc.stdint cimport int64_t, uint32_t, uint64_t
+from cython.operator cimport dereference, preincrement
+from libc.stdint cimport int64_t, uint64_t
 from libcpp.atomic cimport memory_order_acquire, memory_order_release, memory_order_seq_cst
-from posix.resource cimport rusage
+from libcpp.unordered_map cimport unordered_map
 from posix.types cimport pid_t
 from posix.unistd cimport close, getppid
 
-from native cimport CLOCK_BOOTTIME, EPOLL_CTL_DEL, EPOLLET, EPOLLIN, epoll_ctl, peek_status, pidfd_open
+from native cimport (
+    CLOCK_BOOTTIME,
+    EPOLL_CTL_DEL,
+    EPOLLET,
+    EPOLLIN,
+    array,
+    epoll_ctl,
+    peek_status,
+    pidfd_ended,
+    pidfd_open,
+)
 
 
 # ---- rows of records, called by every lane ---------------------------------------------------------------------------

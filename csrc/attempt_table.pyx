@@ -11,8 +11,8 @@
 # killed process has stored last; the file serves no restart of the machine and is never synced.
 #
 # What kill -9 leaves at any instruction:
-#   - before the child's first instruction: STARTING with pid 0.  The child is in the node's process group, and the guard
-#     kills that group before it collects the node; no program ran.
+#   - before the child's first instruction: STARTING with pid 0.  The child is in the node's process group, and the
+#     guard kills that group before it collects the node; no program ran.
 #   - from then on the pid is there: the kernel writes it (CLONE_CHILD_SETTID) before the child runs.
 #   - before the end is collected: the zombie becomes the guard's, which writes the end and then collects it.  A lane
 #     does the same in the same order, so a collected child without ENDED does not exist while the guard lives.
@@ -202,15 +202,18 @@ cdef Row* table_row_of(Table* table, pid_t pid) noexcept nogil:
 
 cdef bint reached_its_program(const Row* row, pid_t pid) noexcept nogil:
     """Of a zombie: the mark is what the child sets last."""
-    cdef rlimit own
+    cdef rlimit own, wanted
     cdef uint64_t mark = 0
-    cdef rlimit wanted
+    cdef MarkPlace place
     if row.state.load(memory_order_relaxed) == ROW_IS_RUNNING:  # acquired by table_row_of
         return True
-    if getrlimit(RLIMIT_RTTIME, &own) != 0 or mark_place(&own) == MARK_NOWHERE:
+    if getrlimit(RLIMIT_RTTIME, &own) != 0:
         return True
-    wanted = mark_limit(mark_place(&own), &own, row.mark)
-    return mark_of_process(pid, mark_place(&own), &own, &mark) and mark == mark_of_limit(mark_place(&own), &own, &wanted)
+    place = mark_place(&own)
+    if place == MARK_NOWHERE:
+        return True
+    wanted = mark_limit(place, &own, row.mark)
+    return mark_of_process(pid, place, &own, &mark) and mark == mark_of_limit(place, &own, &wanted)
 
 
 cdef bint table_collect(Table* table, pid_t pid) noexcept nogil:
@@ -344,6 +347,7 @@ cdef class AttemptTable:
             if (state == ROW_IS_STARTING and self.table.rows[i].pid != 0) or state == ROW_IS_RUNNING:
                 self.table.rows[i].state.compare_exchange_strong(state, ROW_IS_LOST)
         memcpy(head.guard, <const char*> guard, GUARD_BYTES)
+
     def __cinit__(self, path, bytes guard, *, rows=0):
         cdef struct_stat status
         cdef int file, error = 0

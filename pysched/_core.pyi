@@ -241,8 +241,8 @@ class AttemptTable:
     def begin(path: str, guard: bytes) -> None:
         """The guard named by these 16 bytes takes over the file, or makes it; what ran under the one before is lost."""
     def __init__(self, path: str, guard: bytes, *, rows: int = 0) -> None:
-        """Open it, with room for at least `rows` rows.  `OSError`; `ValueError`: it is of another version, guard or start
-        of the machine."""
+        """Open it, with room for at least `rows` rows.  `OSError`; `ValueError`: it is of another version, of another
+        guard, or of an earlier start of the machine."""
     def rows(self) -> list[AttemptRow]: ...
     def row(self, token: int) -> AttemptRow:
         """`KeyError`: there is none."""

@@ -369,5 +369,5 @@ class _Arrived:
     def __call__(self, other: int, timeout_s: float) -> bytes:
         """Numbers of the signals that arrived, waiting at most `timeout_s` for the first, or until `other` is
         readable."""
-        ready, _, _ = select.select([self.reader, other], [], [], timeout_s)
-        return self.reader.recv(4096) if self.reader in ready else b""
+        ready, _, _ = select.select([self.reader.fileno(), other], [], [], timeout_s)
+        return self.reader.recv(4096) if self.reader.fileno() in ready else b""

@@ -59,7 +59,8 @@ class Child:
 
     def tell(self, number: signal.Signals) -> None:
         if self.process is not None:
-            self.process.send_signal(number)
+            # Not by Popen, which would collect it on the way.  Only `collect` does that, so the number is its own.
+            os.kill(self.process.pid, number)
 
     def end_group(self) -> None:
         """Kill what has not yet left its session: of a node, children that had no time to become a program."""

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -71,14 +70,3 @@ guard = apply(
 )
 
 parent = click.option("--parent-pid", type=int, hidden=True, help="Stop when this process ends.")
-
-
-def become_guard(names: Sequence[str], state: str | None, given: Mapping[str, Any]) -> int:
-    """Start and keep `scheduler NAME` for each name, with the options that were given; returns the exit code."""
-    from pysched import guard
-    from pysched.home import Home, chosen_home
-
-    os.environ.update({f"PYSCHED_{name.upper()}": str(value) for name, value in given.items() if value is not None})
-    home = chosen_home(None)
-    os.environ["PYSCHED_HOME"] = str(home)
-    return guard.guard(Home(home), names, state)

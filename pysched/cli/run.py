@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from pysched.cli import debugging, options
+from pysched.cli import debugging, guarding, options
 from pysched.cli.lifeline import follow_parent
 
 
@@ -23,7 +23,7 @@ def command(parent_pid: int | None, guard: str | None, guard_state: str | None, 
     TERM or ^C drains: running jobs end first; a second one stops at once and hands them back.
     """
     if guard is None:
-        return options.become_guard(["run"], guard_state, given)
+        return guarding.keep(["run"], guard_state, given)
 
     from pysched import logs, settings
     from pysched.guard import RELOAD, Link

@@ -6,7 +6,7 @@ from typing import Any
 
 import click
 
-from pysched.cli import options
+from pysched.cli import guarding, options
 
 
 @click.command("up")
@@ -20,4 +20,4 @@ def command(guard: str | None, guard_state: str | None, **given: Any) -> int:
 
     TERM or ^C drains: running jobs end first; a second one stops at once and hands them back.
     """
-    return options.become_guard(["run", "api"], guard_state, given)
+    return guarding.keep(["run", "api"], guard_state, given)

@@ -31,6 +31,10 @@ def kill_node(process: Process, number: signal.Signals = signal.SIGKILL) -> None
     wait_until(lambda: process.messages.count(" ready ") > said, f"another node; said was:\n{process.messages}")
 
 
+def await_other_node(guard: Process, before: int) -> None:
+    wait_until(lambda: guard.children() not in ([], [before]), "another node")
+
+
 def attempts_of(site: Site, task_id: str) -> list[tuple[Any, ...]]:
     with psycopg.connect(site.database) as connection:
         return connection.execute(
@@ -111,7 +115,7 @@ def test_a_second_kill_in_the_middle_of_adoption_loses_nothing(site: Site, gate:
     for _ in range(3):
         before = node_pid(guard)
         os.kill(before, signal.SIGKILL)
-        wait_until(lambda: guard.children() not in ([], [before]), "another node")
+        await_other_node(guard, before)
     kill_node(guard)
     gate.write_text("go\n")
     record = site.done("job")
