@@ -12,6 +12,8 @@ from pysched.model import AttemptKey, Exit, Outcome, Priority, Reason, State
 BACKOFF_CAP_S = 60.0
 PREFETCH_HORIZON_S = 0.05  # claim ahead what will start within this time: two claim round trips under load
 PREFETCH_MAX = 1024
+CRASHES_MAX = 3  # nodes that a task may take down
+SUSPECT_S = 60.0
 OVERDUE_SHARE = 4  # of so many starts one goes to what is overdue first
 
 
@@ -44,6 +46,18 @@ def cause_of(exit: Exit) -> tuple[State, str | None]:
     if exit.exit_code != 0:
         return State.FAILED, Reason.exit(exit.exit_code if exit.exit_code is not None else -1)
     return State.SUCCEEDED, None
+
+
+def is_poison(crashes: int) -> bool:
+    """Whether a task has taken down so many nodes, one after the other, that it is parked: failed, whatever its
+    retries."""
+    return crashes >= CRASHES_MAX
+
+
+def is_suspect(*, since_s: float, crashed_s: float) -> bool:
+    """Whether an attempt that a node had in its hands from `since_s` on may be why that node ended by itself at
+    `crashed_s`.  One that it had had for long is not: what lets a node live for so long is no poison."""
+    return crashed_s - since_s < SUSPECT_S
 
 
 def verdict(

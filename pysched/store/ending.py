@@ -205,6 +205,8 @@ def _columns(outcomes: Sequence[Outcome]) -> dict[str, Any]:
         "stdouts": arrays.texts([_text(end.stdout) for end in ends]),
         "stderrs": arrays.texts([_text(end.stderr) for end in ends]),
         "results": arrays.texts([_json(end.result) for end in ends]),
+        "crashed": arrays.numbers([outcome.crashed for outcome in outcomes]),
+        "holders": arrays.texts([None if outcome.holder is None else str(outcome.holder) for outcome in outcomes]),
     }
 
 

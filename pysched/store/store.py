@@ -142,10 +142,22 @@ class Store(Control):
         """
         self._database.execute(_NODES.end_expired)
         rows = self._database.execute(_NODES.abandoned, {"limit": limit})
-        return [
-            Abandoned(claim=_claim(claim), node=str(holder), pid=pid, started_at=started_at)
-            for *claim, holder, pid, started_at in rows
-        ]
+        return [_abandoned(row) for row in rows]
+
+    def adopt(
+        self, home: uuid.UUID, incarnation: uuid.UUID, *, tokens: Sequence[int], suspects: Sequence[int]
+    ) -> builtins.list[Abandoned]:
+        """Hand over, of the claims with these tokens, those that earlier incarnations of `home` hold, whose lock the
+        caller has; returns all of them that it holds then.  `suspects` among them get a crash more.
+
+        The tokens stay: the incarnation before is dead, its results that are still on their way are as good as the
+        caller's, and whoever comes after a crash in the middle of this still finds them.  A sweep of the old holder is
+        fenced off by the holder.  Comes before `take_over`, lest others sweep in between.
+        """
+        parameters = {"home": home, "incarnation": incarnation, "tokens": list(tokens), "suspects": list(suspects)}
+        self._database.execute(_NODES.adopt, parameters)
+        rows = self._database.execute(_NODES.adopted, {"incarnation": incarnation, "tokens": list(tokens)})
+        return [_abandoned(row) for row in rows]
 
     def nodes(self) -> builtins.list[Row]:
         """The nodes that live, oldest first."""
@@ -328,6 +340,13 @@ _NODE_COLUMNS = (
 def _key(row: Sequence[Any]) -> AttemptKey:
     task_id, attempt, token = row
     return AttemptKey(id=task_id, attempt=attempt, token=token)
+
+
+def _abandoned(row: Sequence[Any]) -> Abandoned:
+    *claim, holder, launcher, pid, started_at, crashes = row
+    return Abandoned(
+        claim=_claim(claim), holder=holder, node=str(launcher), pid=pid, started_at=started_at, crashes=crashes
+    )
 
 
 def _claim(row: Sequence[Any]) -> Claim:

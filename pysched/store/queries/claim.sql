@@ -20,7 +20,7 @@ WITH allowed AS (
     ) AS ready
 )
 UPDATE pysched.tasks AS t
-SET holder = %(node)s::uuid, token = nextval('pysched.tokens'), attempts = attempts + 1
+SET holder = %(node)s::uuid, token = nextval('pysched.tokens'), attempts = attempts + 1, launcher = NULL
 WHERE ctid = ANY(ARRAY(SELECT ctid FROM overdue) || ARRAY(
     SELECT ctid FROM pysched.tasks
     WHERE place = 'ready' AND priority <= %(lowest)s::smallint
