@@ -133,7 +133,8 @@ def _with_needs(conn: Conn, batch: _Batch, source: uuid.UUID) -> dict[str, Verdi
     transaction has inserted the same id meanwhile: then ours is not created, and we begin again.
     """
     needed = {
-        task_id: State(state) for task_id, state in conn.execute(_QUERIES.lock_needed, {"ids": arrays.texts(sorted(batch.needs))})
+        task_id: State(state)
+        for task_id, state in conn.execute(_QUERIES.lock_needed, {"ids": arrays.texts(sorted(batch.needs))})
     }
     plan = judge(batch.first, _find(conn, list(batch.first)), needed)
     created = _insert(conn, plan.new, source)
