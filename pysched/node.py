@@ -36,6 +36,7 @@ from pysched.engine.dispatcher import Dispatcher
 from pysched.engine.heartbeat import Heartbeat
 from pysched.engine.listener import Listener
 from pysched.engine.reaper import Reaper
+from pysched.engine.upkeep import Upkeep
 from pysched.errors import NodeDefect, NodeError, PyschedError, StoreError
 from pysched.executors.files import LogFolder, take_result
 from pysched.executors.launch import Launcher
@@ -192,9 +193,20 @@ class Node:
             prepare=lambda item, task: launcher.prepare(item.claim.key, task, node=item.node),
             crashed_ns=self._guard.crashed_ns,
         )
+        retention_s = settings.retention_days * 86_400
+        upkeep = Upkeep(
+            standing=lambda: store.standing(self._incarnation),
+            hand_back=self._core.withdraw_all,
+            superseded=self._supersede,
+            sweep=lambda: self._recover(store),
+            prune=(lambda after, limit: store.prune(home=home_id, retention_s=retention_s, after=after, limit=limit))
+            if retention_s > 0
+            else None,
+            logs=self._home.logs,
+        )
         self._heartbeat = Heartbeat(
             renew=lambda: store.renew(self._incarnation, heartbeat.LEASE_S, running=self._core.running),
-            sweep=lambda: self._recover(store),
+            sweep=upkeep.round,
             lost=self._lease_lost,
         )
         self._listener = Listener(
@@ -204,6 +216,7 @@ class Node:
                 "ready": self._dispatcher.work,
                 "due": self._dispatcher.due,
                 "cancel": lambda: self._cancel(store.cancellations(self._incarnation)),
+                "drain": upkeep.heed,
             },
         )
         self._intake = Intake(settings.queue_folder, lambda tasks: self._accept(store, tasks), poll_s=settings.poll_s)
@@ -355,6 +368,11 @@ class Node:
     def _lease_lost(self) -> None:
         """Others may already run our attempts: end them all; the store drops their results by the fence."""
         self._fail(NodeError("the lease is lost: another node has taken over; start the node again"))
+
+    def _supersede(self, why: str) -> None:
+        """Running jobs end first; then `run` raises."""
+        self._failure = self._failure or NodeError(why)
+        self._wanted.set()
 
     def _sample(self, store: Store) -> Sample:
         depths = store.depths()

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pysched.model import AttemptKey, Exit, Outcome, Priority, Reason, State
 
 BACKOFF_CAP_S = 60.0
-PREFETCH_HORIZON_S = 0.05  # claim ahead what will start within this time: two claim round trips under load
+PREFETCH_HORIZON_S = (0.05, 0.5)  # claim ahead what will start within two claims' time, but at least, at most this
 PREFETCH_MAX = 1024
 CRASHES_MAX = 3  # nodes that a task may take down
 SUSPECT_S = 60.0
@@ -89,13 +89,14 @@ def verdict(
     return Outcome(key=key, exit=exit, attempt_state=state, next_state=state, reason=stated)
 
 
-def prefetch(starts_per_s: float) -> int:
-    """How many attempts a node may hold beyond its free workers.
+def prefetch(starts_per_s: float, claim_s: float = 0.0) -> int:
+    """How many attempts a node may hold beyond its free workers; `claim_s` is how long a claim takes at present.
 
     Just enough to keep the workers busy while a claim is under way; zero for long jobs, so that no node
     hoards what another could start now.
     """
-    return min(int(starts_per_s * PREFETCH_HORIZON_S), PREFETCH_MAX)
+    least, most = PREFETCH_HORIZON_S
+    return min(int(starts_per_s * min(max(2 * claim_s, least), most)), PREFETCH_MAX)
 
 
 def claim_limit(*, free_workers: int, ahead: int, waiting: tuple[int, int, int]) -> tuple[Priority, int] | None:

@@ -42,6 +42,13 @@ node = apply(
         metavar="SECONDS",
         help="Wait for each priority above its own after which a task starts as one of HIGH; 600 by default, 0: never.",
     ),
+    click.option(
+        "--retention",
+        "retention_days",
+        type=float,
+        metavar="DAYS",
+        help="Remove tasks this long after their end, with their logs; 30 by default, 0: never.",
+    ),
     click.option("--log-limit", metavar="SIZE", help="Limit of each log, as 64MiB (the default); 0 for none."),
     click.option(
         "--on-log-limit",

@@ -47,6 +47,7 @@ class QueueFolder:
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        self._prefix = f"{path}/"  # joining paths as objects was a fifth of what a file costs
         self.rejected = path.parent / "rejected"
         self._stuck: set[Found] = set()  # handled, but the file cannot be moved or removed
 
@@ -77,7 +78,7 @@ class QueueFolder:
         """The content, or None for a file that is gone or still changes; `TaskError` if it can never be read."""
         flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC  # a FIFO must not block the scan
         try:
-            descriptor = os.open(self.path / file.name, flags)
+            descriptor = os.open(self._prefix + file.name, flags)
         except FileNotFoundError:
             return None
         except OSError as error:
@@ -102,10 +103,10 @@ class QueueFolder:
 
     def remove(self, file: Found) -> None:
         """Remove `file` unless another version has taken its name since; a missing one is fine."""
-        path = self.path / file.name
+        path = self._prefix + file.name
         try:
             if Found.of(file.name, os.lstat(path)) == file:
-                path.unlink()
+                os.unlink(path)
         except FileNotFoundError:
             pass
         except OSError:

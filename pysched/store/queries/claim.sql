@@ -5,6 +5,7 @@ WITH allowed AS (
     SELECT FROM pysched.nodes
     WHERE incarnation = %(node)s::uuid AND ended_at IS NULL AND NOT draining AND lease_until > clock_timestamp()
       AND NOT EXISTS (SELECT FROM pysched.control WHERE paused)
+      AND NOT EXISTS (SELECT FROM pysched.migrations WHERE number > %(schema)s::integer AND NOT additive)
 ), overdue AS MATERIALIZED (
     SELECT ready.ctid
     FROM unnest(%(overdue_priorities)s::smallint[], %(overdue_after)s::float8[], %(overdue_limits)s::integer[])

@@ -140,6 +140,11 @@ WHERE t.id IN (SELECT needs_id FROM pysched.dependencies WHERE task_id = %(id)s)
 ORDER BY t.id
 FOR SHARE OF t;
 
+-- name: removed_needs
+-- What the task needs and retention has removed; a success takes its edges with it, so these had another end.
+SELECT needs_id FROM pysched.dependencies AS d
+WHERE task_id = %(id)s AND NOT EXISTS (SELECT FROM pysched.tasks AS t WHERE t.id = d.needs_id);
+
 -- name: reopen
 WITH changed AS (
     UPDATE pysched.tasks SET

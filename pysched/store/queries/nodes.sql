@@ -17,7 +17,14 @@ RETURNING 1;
 UPDATE pysched.nodes SET ended_at = now(), running = 0 WHERE incarnation = %(incarnation)s AND ended_at IS NULL;
 
 -- name: drain
-UPDATE pysched.nodes SET draining = true WHERE incarnation = %(incarnation)s RETURNING 1;
+WITH changed AS (
+    UPDATE pysched.nodes SET draining = true WHERE incarnation = %(incarnation)s RETURNING 1
+)
+SELECT pg_notify('pysched', 'drain')::text FROM changed;
+
+-- name: standing
+SELECT coalesce((SELECT draining FROM pysched.nodes WHERE incarnation = %(incarnation)s), false),
+    (SELECT max(number) FROM pysched.migrations WHERE number > %(schema)s::integer AND NOT additive);
 
 -- name: take_over
 UPDATE pysched.nodes SET ended_at = now(), running = 0
