@@ -47,6 +47,7 @@ include "event.pyx"           # Event, and the outbox it comes from
 include "tree.pyx"            # the processes of an attempt, and what they are known by
 include "engine.pyx"          # what the lanes share: registry, submission, waking
 include "killer.pyx"          # the thread that ends trees
+include "strays.pyx"          # members of a tree that shed its mark
 include "lane.pyx"            # the threads: exploit, wait
 include "mail.pyx"            # what they are told to do: letters and due timers
 include "future.pyx"          # Future: concurrent.futures.Future on C fields
