@@ -61,7 +61,7 @@ class Commands(click.Group):
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         for title, commands in _SECTIONS.items():
             with formatter.section(title):
-                formatter.write_dl(list(commands.items()), col_max=12)
+                formatter.write_dl([(f"{name:<10}", text) for name, text in commands.items()])
 
     def resolve_command(
         self, ctx: click.Context, args: list[str]
@@ -107,7 +107,8 @@ def main() -> NoReturn:
         _fail(str(error), 124)
     except click.UsageError as error:
         command = error.ctx.command_path if error.ctx is not None else "scheduler"
-        _fail(f"{' '.join(error.format_message().split()).rstrip('.')}; see {command} --help", 2)
+        message = " ".join(error.format_message().split()).rstrip(".")
+        _fail(message if message.endswith("?") else f"{message}; see {command} --help", 2)
     except click.ClickException as error:
         _fail(error.format_message(), error.exit_code)
     except (click.Abort, KeyboardInterrupt):
