@@ -6,25 +6,35 @@ import functools
 import uuid
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from pathlib import Path
 
 from fastapi import Depends, FastAPI
 
 import pysched
-from pysched.api import operations, problems, schema, submit, tasks
+from pysched.api import events, logs, nodes, operations, problems, schema, submit, tasks, tokens
 from pysched.api.acceptor import Acceptor
 from pysched.api.backend import Backend
 from pysched.api.context import Context, FindLogs
+from pysched.api.feed import Feed
+from pysched.api.keyring import Keyring
 from pysched.api.mirror import Mirror
 from pysched.api.security import Gate, allowed_hosts, check_exposure
 from pysched.settings import Settings
 
 
-def create_app(store: Backend, settings: Settings, *, token: str | None, log_files: FindLogs | None = None) -> FastAPI:
+def create_app(
+    store: Backend,
+    settings: Settings,
+    *,
+    token: str | None,
+    token_file: Path | None = None,
+    log_files: FindLogs | None = None,
+) -> FastAPI:
     """The application; `store` is open, and the caller's to close after the application has shut down.
 
-    `token` is the bearer token; None serves without one, which raises `SettingsError` unless `settings.no_auth`
-    is set and `settings.host` is a loopback address.  `log_files` tells where attempts that still run write their
-    output; without it the logs of ended ones alone are shown.
+    `token` is the administrator's; None serves without one, which raises `SettingsError` unless `settings.no_auth`
+    is set and `settings.host` is a loopback address.  If it came from `token_file`, it changes with it.
+    `log_files` tells where attempts that still run write their output; without it only logs of ended ones are shown.
     """
     check_exposure(settings.host, token, no_auth=settings.no_auth)
     source = uuid.uuid4()
@@ -35,6 +45,8 @@ def create_app(store: Backend, settings: Settings, *, token: str | None, log_fil
         mirror=None if settings.mirror is None else Mirror(settings.mirror.absolute()),
         log_files=log_files,
         source=source,
+        keyring=Keyring(token, store.tokens, file=token_file),
+        feed=Feed(store.watcher),
     )
 
     @asynccontextmanager
@@ -44,6 +56,7 @@ def create_app(store: Backend, settings: Settings, *, token: str | None, log_fil
         try:
             yield
         finally:
+            await shared.feed.close()
             await shared.acceptor.close()
 
     app = FastAPI(
@@ -59,9 +72,9 @@ def create_app(store: Backend, settings: Settings, *, token: str | None, log_fil
     )
     app.state.context = shared
     problems.install(app)
-    for resource in (submit, tasks, operations):
+    for resource in (submit, tasks, logs, nodes, events, operations, tokens):
         app.include_router(resource.router)
     schema.install(app)
     names, any_address = allowed_hosts(settings.host)
-    app.add_middleware(Gate, token=token, hosts=names, any_address=any_address)
+    app.add_middleware(Gate, keyring=shared.keyring, hosts=names, any_address=any_address)
     return app

@@ -12,7 +12,10 @@ from fastapi import Depends, Request
 
 from pysched.api.acceptor import Acceptor
 from pysched.api.backend import Backend
+from pysched.api.feed import Feed
+from pysched.api.keyring import Keyring
 from pysched.api.mirror import Mirror
+from pysched.api.tails import Tails
 from pysched.settings import Settings
 
 CONCURRENT_BATCHES = 4  # each may hold 256 MiB of body while it is read
@@ -38,7 +41,15 @@ class Context:
     mirror: Mirror | None
     log_files: FindLogs | None  # for attempts that still run: the store learns their paths when they end
     source: uuid.UUID  # of this process's submissions
+    keyring: Keyring
+    feed: Feed
+    tails: Tails = field(default_factory=Tails)
     batches: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(CONCURRENT_BATCHES))
+
+    def end_streams(self) -> None:
+        """Let every answer that would go on for ever end now, on the event loop: the server stops."""
+        self.feed.end()
+        self.tails.end()
 
 
 async def context(request: Request) -> Context:  # not blocking, so not worth the thread that a plain function gets

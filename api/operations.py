@@ -1,4 +1,4 @@
-"""/stats, /nodes, /queue and /health: the whole rather than a task."""
+"""/stats, /queue and /health: the whole rather than a task."""
 
 from __future__ import annotations
 
@@ -8,32 +8,39 @@ from pathlib import Path
 from fastapi import APIRouter, Request, Response
 
 from pysched.api.context import Context, Shared
-from pysched.api.schema import Health, NodeList, QueueState, Stats, json_response, refusals
+from pysched.api.schema import Health, QueueState, Stats, json_response, refusals
+from pysched.api.scopes import Scope, needs
 from pysched.errors import StoreError
 
 router = APIRouter(tags=["operations"])
 
+_ADMIN = [needs(Scope.ADMIN)]
 
-@router.get("/stats", summary="Count tasks and nodes", response_model=Stats, responses=refusals())
+
+@router.get(
+    "/stats", summary="Count tasks", response_model=Stats, responses=refusals(), dependencies=[needs(Scope.READ)]
+)
 def stats(shared: Shared) -> Response:
     """How many tasks are in which state, and more of that kind."""
     return json_response(shared.store.stats())
 
 
-@router.get("/nodes", summary="List nodes", response_model=NodeList, responses=refusals())
-def nodes(shared: Shared) -> Response:
-    """The running nodes."""
-    return json_response({"nodes": shared.store.nodes()})
-
-
-@router.post("/queue/pause", summary="Start no further task", response_model=QueueState, responses=refusals())
+@router.post(
+    "/queue/pause",
+    summary="Start no further task",
+    response_model=QueueState,
+    responses=refusals(),
+    dependencies=_ADMIN,
+)
 def pause(shared: Shared) -> Response:
     """Tasks are still accepted, running ones go on, and no node starts another until /queue/resume."""
     shared.store.set_paused(True)
     return json_response({"paused": True})
 
 
-@router.post("/queue/resume", summary="Start tasks again", response_model=QueueState, responses=refusals())
+@router.post(
+    "/queue/resume", summary="Start tasks again", response_model=QueueState, responses=refusals(), dependencies=_ADMIN
+)
 def resume(shared: Shared) -> Response:
     """Undo /queue/pause."""
     shared.store.set_paused(False)
@@ -50,14 +57,14 @@ def health(request: Request, shared: Shared) -> Response:
     """200 while work can be accepted, else 503.  Without a token `status` is all that is said."""
     try:
         shared.store.ping()
-        known = _figures(shared) if request.state.authenticated else {}
+        known = _figures(shared) if request.state.scope is not None else {}
         database = "ok"
     except StoreError:
         known = {}
         database = "unreachable"
     status = "ok" if database == "ok" else "unavailable"
     answer: dict[str, object] = {"status": status}
-    if request.state.authenticated:
+    if request.state.scope is not None:
         answer |= {"version": request.app.version, "database": database, **_folders(shared), **known}
     return json_response(answer, status=200 if status == "ok" else 503)
 

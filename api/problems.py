@@ -37,7 +37,7 @@ RETRY_AFTER_S = 1  # what a 503 tells the client to wait: a full queue drains in
 _KINDS = {
     400: "bad-request",
     401: "unauthorized",
-    403: "foreign-origin",
+    403: "forbidden",
     404: "not-found",
     405: "method-not-allowed",
     409: "conflict",
@@ -45,6 +45,8 @@ _KINDS = {
     415: "media-type",
     421: "foreign-host",
     422: "invalid",
+    429: "too-many-tries",
+    431: "headers-too-large",
     503: "unavailable",
 }
 
@@ -133,12 +135,18 @@ async def only_known_parameters(request: Request) -> None:
     """
     if not request.scope["query_string"]:
         return
-    known = [parameter.alias for parameter in request.scope["route"].dependant.query_params]
+    known = _query_names(request.scope["route"].dependant)
     for name in request.query_params:
         if name not in known:
             near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
             right = f"did you mean {near[0]}?" if near else f"known are {', '.join(known) or 'none'}"
             raise TaskError(Problem(name, f"is not a parameter of {request.url.path}; {right}"))
+
+
+def _query_names(dependant: Any) -> list[str]:
+    """The query parameters of a route, those of its dependencies included."""
+    names = [parameter.alias for parameter in dependant.query_params]
+    return names + [name for part in dependant.dependencies for name in _query_names(part)]
 
 
 def _entry(each: Problem, index: int | None = None) -> dict[str, object]:
@@ -147,9 +155,9 @@ def _entry(each: Problem, index: int | None = None) -> dict[str, object]:
 
 
 def _invalid(_request: Request, error: Exception) -> Response:
-    """Path and query parameters that FastAPI found wrong; bodies never come here."""
+    """Parameters that FastAPI found wrong, by their names; bodies never come here."""
     details = cast("RequestValidationError", error).errors()
-    found = field_problems([{**detail, "loc": detail["loc"][1:]} for detail in details])
+    found = field_problems([{**detail, "loc": detail["loc"][1:2]} for detail in details])
     return problem(422, " | ".join(map(str, found)), errors=[_entry(each) for each in found])
 
 

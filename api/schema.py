@@ -12,28 +12,32 @@ from typing import Annotated, Any, Literal
 
 from fastapi import FastAPI, Response
 from fastapi.openapi.utils import get_openapi
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, ConfigDict, Field
 from starlette.background import BackgroundTask
 
 from pysched.api import problems
+from pysched.api.scopes import Scope
 from pysched.api.security import NDJSON_TYPES, OPEN_PATHS
-from pysched.model import State, TaskType
+from pysched.model import ID_PATTERN, State, TaskType
 from pysched.task import BATCH_TASKS, Task
 
+NAME_PATTERN = ID_PATTERN
 _REF = "#/components/schemas/{model}"
 _MEANINGS = {
     400: "The request is malformed",
     401: "The token is missing or wrong",
-    403: "The request comes from a page of another origin",
-    404: "There is no such task",
+    403: "The token's scope is too small, or the request comes from a page of another origin",
+    404: "There is no such thing",
     409: "The id is taken by a task with other content",
     413: "The body is too large",
     415: "The body is not JSON",
     421: "The Host is not a name of this server",
     422: "Something in the request breaks the schema; `errors` names it",
+    429: "Too many wrong tokens came from this address",
+    431: "The headers are too many or too large",
     503: "The database does not answer or too much waits for it; Retry-After says when to try again",
 }
-_ALWAYS = (400, 401, 403, 421)  # what every route may answer
+_ALWAYS = (400, 401, 403, 421, 429, 431)  # what every route may answer
 
 
 class Accepted(BaseModel):
@@ -99,6 +103,74 @@ class TaskPage(BaseModel):
     next: Annotated[int | None, Field(description="give it as `before` for the next page; null on the last")]
 
 
+class Need(BaseModel):
+    id: str
+    status: State
+
+
+class Explanation(BaseModel):
+    """Why a task does not run yet."""
+
+    id: str
+    status: State
+    why: Annotated[
+        Literal["ended", "running", "blocked", "backoff", "delayed", "paused", "no_node", "claimed", "behind", "next"],
+        Field(description="the first thing in its way"),
+    ]
+    message: Annotated[str, Field(description="the same for people, one line")]
+    waiting_for: Annotated[list[Need], Field(description="the first tasks in `after` that have not succeeded")]
+    ahead: Annotated[int, Field(description="ready tasks that come first, as far as they were counted")]
+    ahead_is_more: bool
+    due_at: datetime | None
+    node: Annotated[str | None, Field(description="that has claimed it")]
+    paused: bool
+    nodes: Annotated[int, Field(description="that are alive and not draining")]
+    workers: Annotated[int, Field(description="of those")]
+    running: Annotated[int, Field(description="on those, a few seconds ago")]
+
+
+class BulkCancelled(BaseModel):
+    cancelled: Annotated[int, Field(description="had not started")]
+    requested: Annotated[int, Field(description="a node holds them, and ends them")]
+    unchanged: Annotated[int, Field(description="had ended")]
+    next: Annotated[int | None, Field(description="give it as `before` to go on; null: all is done")]
+
+
+class Refusal(BaseModel):
+    id: str
+    message: str
+
+
+class BulkRetried(BaseModel):
+    retried: int
+    refused: int
+    errors: Annotated[list[Refusal], Field(description="the first of those refused")]
+    next: Annotated[int | None, Field(description="give it as `before` to go on; null: all is done")]
+
+
+class TokenRequest(BaseModel):
+    """A token to be made."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    name: Annotated[str, Field(pattern=NAME_PATTERN, description="for people: whose it is")]
+    scope: Annotated[Scope, Field(strict=False, description="each includes those before it: read, submit, admin")]
+
+
+class Token(BaseModel):
+    name: str
+    scope: Scope
+    created_at: datetime
+
+
+class NewToken(Token):
+    token: Annotated[str, Field(description="shown this once")]
+
+
+class TokenList(BaseModel):
+    tokens: list[Token]
+
+
 class Node(BaseModel):
     incarnation: Annotated[str, Field(description="its identity, new at every start")]
     home: str
@@ -112,6 +184,11 @@ class Node(BaseModel):
     started_at: datetime
     renewed_at: datetime
     lease_until: datetime
+
+
+class DrainedNode(BaseModel):
+    incarnation: str
+    draining: bool
 
 
 class NodeList(BaseModel):
@@ -161,9 +238,9 @@ def refusals(*statuses: int) -> dict[int | str, dict[str, Any]]:
     }
 
 
-def one_task() -> dict[str, Any]:
-    """The request body of a route that takes a task and parses it itself."""
-    return {"required": True, "content": {"application/json": {"schema": {"$ref": _REF.format(model="Task")}}}}
+def one(model: str) -> dict[str, Any]:
+    """The request body of a route that takes one of these and parses it itself."""
+    return {"required": True, "content": {"application/json": {"schema": {"$ref": _REF.format(model=model)}}}}
 
 
 def many_tasks() -> dict[str, Any]:
@@ -189,15 +266,12 @@ def _document(app: FastAPI) -> dict[str, Any]:
     document = get_openapi(title=app.title, version=app.version, summary=app.summary, routes=app.routes)
     components = document.setdefault("components", {})
     schemas = components.setdefault("schemas", {})
-    for model in (Task, problems.ProblemDocument):
+    for model in (Task, TokenRequest, problems.ProblemDocument):
         own = model.model_json_schema(ref_template=_REF, mode="validation")
         schemas.update(own.pop("$defs", {}))
         schemas[model.__name__] = own
     for unused in ("HTTPValidationError", "ValidationError"):  # FastAPI's own, which no route here answers
         schemas.pop(unused, None)
-    components["securitySchemes"] = {
-        "token": {"type": "http", "scheme": "bearer", "description": "stands in HOME/token of the server"}
-    }
     document["security"] = [{"token": []}]
     for path in OPEN_PATHS:
         for operation in document["paths"][path].values():

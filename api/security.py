@@ -5,22 +5,16 @@ routed or a byte of its body is read:
 
 * the `Host` must be a name of this server: a page that rebinds its own name to 127.0.0.1 is refused;
 * a foreign `Origin` is refused on every method: no web page of another site speaks to the scheduler;
-* the bearer token must be right, except that `/health` may be asked without one;
+* the bearer token must be right, except that `/health` may be asked without one; what it may do is for routes to say;
 * a body must be JSON, which an HTML form cannot send.
 """
 
 from __future__ import annotations
 
-import contextlib
-import hashlib
-import hmac
 import ipaddress
-import os
 import re
-import secrets
 import socket
-import stat
-from pathlib import Path
+import time
 
 import structlog
 from fastapi import Response
@@ -28,8 +22,9 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from pysched.api import problems
-from pysched.errors import SettingsError
-from pysched.home import TOKEN_FILE, Home
+from pysched.api import scopes as access
+from pysched.api.keyring import Failures, Keyring, checked_token
+from pysched.errors import SettingsError, StoreError
 
 OPEN_PATHS = frozenset({"/health"})  # answered without a token
 JSON_TYPE = "application/json"
@@ -50,9 +45,10 @@ _log = structlog.get_logger("api")
 class Gate:
     """ASGI middleware; the outermost, so its headers are on every answer and its 500 is the last resort."""
 
-    def __init__(self, app: ASGIApp, *, token: str | None, hosts: frozenset[str], any_address: bool) -> None:
+    def __init__(self, app: ASGIApp, *, keyring: Keyring, hosts: frozenset[str], any_address: bool) -> None:
         self._app = app
-        self._token = None if token is None else _digest(token.encode())
+        self._keyring = keyring
+        self._failures = Failures()
         self._hosts = hosts
         self._any_address = any_address  # whether a Host that is an IP address is ours, whichever it is
 
@@ -70,7 +66,7 @@ class Gate:
             await send(message)
 
         headers = Headers(scope=scope)
-        refusal = self._refusal(scope, headers)
+        refusal = await self._refusal(scope, headers)
         if refusal is not None:
             if _has_body(headers):
                 refusal.headers["Connection"] = "close"  # rather than read what nobody wants
@@ -84,11 +80,11 @@ class Gate:
                 raise  # too late for words: the server closes the connection
             await problems.internal()(scope, receive, send_safely)
 
-    def _refusal(self, scope: Scope, headers: Headers) -> Response | None:
+    async def _refusal(self, scope: Scope, headers: Headers) -> Response | None:
         return (
             self._wrong_host(headers)
             or self._wrong_origin(headers)
-            or self._wrong_token(scope, headers)
+            or await self._wrong_token(scope, headers)
             or _wrong_body(headers)
         )
 
@@ -107,10 +103,11 @@ class Gate:
             return None
         return problems.problem(403, "a page of another origin may not speak to this server")
 
-    def _wrong_token(self, scope: Scope, headers: Headers) -> Response | None:
+    async def _wrong_token(self, scope: Scope, headers: Headers) -> Response | None:
+        """Sets `scope` in the request's state: what its token may do, None without one."""
         state = scope.setdefault("state", {})
-        state["authenticated"] = self._token is None
-        if self._token is None:
+        state["scope"] = access.Scope.ADMIN if self._keyring.open else None
+        if self._keyring.open:
             return None
         given = headers.getlist("authorization")
         if not given:
@@ -119,12 +116,22 @@ class Gate:
             return _unauthorized(
                 "a token is needed: send Authorization: Bearer TOKEN; it stands in the server's HOME/token"
             )
+        address, now = (scope.get("client") or ("", 0))[0], time.monotonic()
+        wait_s = self._failures.wait_s(address, now)
+        # On this machine the right token still opens: anybody here could lock everybody out otherwise.
+        if wait_s > 0 and not is_loopback(address):
+            return _too_many(wait_s)
         scheme, _, token = given[0].partition(" ")
-        # Digests have one length, so the comparison takes the same time whatever was sent.
-        right = hmac.compare_digest(_digest(token.strip().encode("latin-1")), self._token)
-        if not right or scheme.lower() != "bearer" or len(given) > 1:
+        try:
+            held = await self._keyring.scope(token.strip())
+        except StoreError as error:
+            return problems.of_error(error)
+        if held is None or scheme.lower() != "bearer" or len(given) > 1:
+            self._failures.count(address, now)
+            if wait_s > 0:
+                return _too_many(wait_s)
             return _unauthorized("the token is wrong; the right one stands in the server's HOME/token")
-        state["authenticated"] = True
+        state["scope"] = held
         return None
 
 
@@ -163,63 +170,15 @@ def is_loopback(host: str) -> bool:
     return host.lower() == "localhost" or (_is_address(host) and ipaddress.ip_address(host).is_loopback)
 
 
-def load_or_create_token(home: Path) -> str:
-    """The bearer token in HOME/token, made on first use: 256 random bits, mode 0600.
-
-    Raises `NodeError` if the home cannot be made, `SettingsError` if the file is no private regular file with a
-    token in it.  Several processes may call this at once: all get the same token, and none ever sees half a file.
-    """
-    Home(home).prepare()
-    path = home / TOKEN_FILE
-    try:
-        if not path.is_symlink() and not path.exists():
-            _create_token(path)
-        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
-    except OSError as error:
-        raise SettingsError(f"{path}: cannot be used as the token file: {error.strerror}") from None
-    try:
-        status = os.fstat(descriptor)
-        if not stat.S_ISREG(status.st_mode):
-            raise SettingsError(f"{path}: is no regular file; remove it, and a new token is made")
-        if status.st_mode & 0o077:
-            mode = stat.S_IMODE(status.st_mode)
-            raise SettingsError(
-                f"{path}: others can use it (mode {mode:04o}); run chmod 600, or remove it for a new token"
-            )
-        token = os.read(descriptor, 4096).decode("ascii", "replace").strip()
-    finally:
-        os.close(descriptor)
-    return checked_token(token, str(path))
-
-
-def checked_token(token: str, origin: str) -> str:
-    """`token`, if a header can carry it; `SettingsError` names `origin` otherwise."""
-    if not token or not all("!" <= char <= "~" for char in token):
-        raise SettingsError(f"{origin}: holds no token; it must be printable ASCII without spaces")
-    return token
-
-
-def _create_token(path: Path) -> None:
-    temporary = path.with_name(f".{path.name}-{secrets.token_hex(8)}")
-    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-    try:
-        with os.fdopen(descriptor, "w") as file:
-            file.write(secrets.token_urlsafe(32) + "\n")
-            file.flush()
-            os.fsync(descriptor)
-        # link(2) fails if another process was faster; then its token is everybody's.
-        with contextlib.suppress(FileExistsError):
-            os.link(temporary, path)
-    finally:
-        temporary.unlink()
+def _too_many(wait_s: float) -> Response:
+    seconds = max(1, round(wait_s))
+    return problems.problem(
+        429, f"too many wrong tokens came from there; try again in {seconds} s", headers={"Retry-After": str(seconds)}
+    )
 
 
 def _unauthorized(detail: str) -> Response:
     return problems.problem(401, detail, headers={"WWW-Authenticate": "Bearer"})
-
-
-def _digest(token: bytes) -> bytes:
-    return hashlib.sha256(token).digest()
 
 
 def _has_body(headers: Headers) -> bool:

@@ -15,9 +15,9 @@ import uvicorn
 from pysched.api.app import create_app
 from pysched.api.backend import Backend
 from pysched.api.context import FindLogs
-from pysched.api.security import load_or_create_token
+from pysched.api.keyring import load_or_create_token
 from pysched.errors import PyschedError
-from pysched.home import ADDRESS_FILE
+from pysched.home import ADDRESS_FILE, TOKEN_FILE
 from pysched.settings import Settings
 
 GRACE_S = 10  # for requests under way when the server is told to stop
@@ -31,8 +31,11 @@ def serve(store: Backend, settings: Settings, *, log_files: FindLogs | None = No
     process's id.  The first TERM or INT lets requests under way finish (at most 10 s), a second ends the process
     at once.  `log_files` is `create_app`'s.  Raises `SettingsError`, or `PyschedError` if the address cannot be had.
     """
-    token = None if settings.no_auth else settings.token or load_or_create_token(settings.home)
-    app = create_app(store, settings, token=token, log_files=log_files)
+    token, file = None, None
+    if not settings.no_auth:
+        file = None if settings.token else settings.home / TOKEN_FILE
+        token = settings.token or load_or_create_token(settings.home)
+    app = create_app(store, settings, token=token, token_file=file, log_files=log_files)
     with _bound_socket(settings.host, settings.port) as listener:
         config = uvicorn.Config(
             app,
@@ -88,6 +91,10 @@ class _Server(uvicorn.Server):
         if self.started:
             self._address.publish()
             print(f"listening on {self._address.url}", flush=True)
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        self.config.app.state.context.end_streams()  # type: ignore[union-attr]
+        await super().shutdown(sockets=sockets)
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """Not the inherited one: that would end the process by the signal after a clean stop."""

@@ -18,7 +18,8 @@ from starlette.exceptions import HTTPException
 from pysched.api import bodies, problems
 from pysched.api.backend import Verdicts
 from pysched.api.context import Context, Shared
-from pysched.api.schema import Accepted, json_response, many_tasks, one_task, refusals
+from pysched.api.schema import Accepted, json_response, many_tasks, one, refusals
+from pysched.api.scopes import Scope, needs
 from pysched.api.security import JSON_TYPE, NDJSON_TYPES, media_type
 from pysched.errors import ConflictError, Problem, TaskError
 from pysched.model import Acceptance, new_id
@@ -28,7 +29,7 @@ SUBMIT_BYTES = 1024 * 1024
 BATCH_BYTES = 256 * 1024 * 1024
 ERRORS_SHOWN = 100  # of a batch: enough to mend it, and no answer as long as the batch
 
-router = APIRouter(tags=["submit"])
+router = APIRouter(tags=["submit"], dependencies=[needs(Scope.SUBMIT)])
 
 
 class BatchAccepted(BaseModel):
@@ -47,7 +48,7 @@ class BatchAccepted(BaseModel):
         200: {"model": Accepted, "description": "The same task was accepted before"},
         **refusals(409, 413, 415, 422),
     },
-    openapi_extra={"requestBody": one_task()},
+    openapi_extra={"requestBody": one("Task")},
 )
 async def submit(request: Request, shared: Shared) -> Response:
     """Accept one task durably."""

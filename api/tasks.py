@@ -1,126 +1,159 @@
-"""/tasks: what stands where, its logs, and changing its course."""
+"""/tasks: what stands where and why, and changing its course, one by one or many at once."""
 
 from __future__ import annotations
 
-import os
-import stat
-from enum import Enum
-from typing import Annotated, Literal
+import asyncio
+import time
+from typing import Annotated
 
 from fastapi import APIRouter, Path, Query, Response
-from fastapi.responses import PlainTextResponse
-from pydantic import BeforeValidator
 
-from pysched.api.backend import Row, Rows
-from pysched.api.context import Shared
-from pysched.api.schema import Accepted, TaskDetail, TaskPage, json_response, refusals
+from pysched.api.context import Context, Shared
+from pysched.api.filters import Before, Chosen, Filter
+from pysched.api.masking import masked
+from pysched.api.schema import (
+    Accepted,
+    BulkCancelled,
+    BulkRetried,
+    Explanation,
+    TaskDetail,
+    TaskPage,
+    json_response,
+    refusals,
+)
+from pysched.api.scopes import Scope, needs
 from pysched.errors import NotFoundError
-from pysched.model import ID_PATTERN, Priority, State, TaskType
+from pysched.model import ID_PATTERN, State
 
 PAGE_TASKS = 1_000
-LOG_BYTES = 1024 * 1024  # in one answer
+WAIT_S = 60.0
+ERRORS_SHOWN = 100  # of a bulk action
 
 router = APIRouter(prefix="/tasks", tags=["tasks"])
 
 TaskId = Annotated[str, Path(alias="id", pattern=ID_PATTERN, description="of the task")]
-PriorityName = Annotated[
-    Literal["HIGH", "MED", "LOW"], BeforeValidator(lambda value: value.upper() if isinstance(value, str) else value)
-]
+_READ = [needs(Scope.READ)]
+_SUBMIT = [needs(Scope.SUBMIT)]
 
 
-class LogStream(str, Enum):
-    STDOUT = "stdout"
-    STDERR = "stderr"
-
-
-@router.get("", summary="List tasks", response_model=TaskPage, responses=refusals(422))
+@router.get("", summary="List tasks", response_model=TaskPage, responses=refusals(422), dependencies=_READ)
 def list_tasks(
     shared: Shared,
-    status: Annotated[State | None, Query()] = None,
-    priority: Annotated[PriorityName | None, Query(description="in any case")] = None,
-    type: Annotated[TaskType | None, Query()] = None,
+    selection: Filter,
     limit: Annotated[int, Query(ge=1, le=PAGE_TASKS)] = 100,
-    before: Annotated[int | None, Query(ge=0, le=2**63 - 1, description="`next` of the page before")] = None,
+    before: Before = None,
 ) -> Response:
-    """A page of tasks, newest first.  Pages never skip or repeat a task, whatever arrives meanwhile."""
-    rows = shared.store.list(
-        state=status, priority=None if priority is None else Priority[priority], type=type, limit=limit, before=before
-    )
-    following = rows[-1]["sequence"] if len(rows) == limit else None
+    """A page of tasks, newest first.  Pages never skip or repeat a task, whatever arrives meanwhile.
+
+    A page may hold fewer tasks than `limit`, even none, while `next` is not null: a request looks at a bounded number.
+    """
+    rows, following = shared.store.page(selection, limit=limit, before=before)
     return json_response({"tasks": rows, "next": following})
 
 
-@router.get("/{id}", summary="Show a task", response_model=TaskDetail, responses=refusals(404, 422))
-def get_task(shared: Shared, task_id: TaskId) -> Response:
-    """A task with all its attempts."""
-    return json_response(shared.store.get(task_id))
+@router.post(
+    "/cancel",
+    summary="Cancel many tasks",
+    response_model=BulkCancelled,
+    responses=refusals(422),
+    dependencies=_SUBMIT,
+)
+def cancel_tasks(
+    shared: Shared,
+    selection: Chosen,
+    limit: Annotated[int, Query(ge=1, le=PAGE_TASKS)] = PAGE_TASKS,
+    before: Before = None,
+) -> Response:
+    """Cancel a page of what a filter selects; go on with `before` until `next` is null."""
+    done = shared.store.cancel_many(selection, limit=limit, before=before)
+    return json_response(
+        {"cancelled": done.cancelled, "requested": done.requested, "unchanged": done.unchanged, "next": done.next}
+    )
+
+
+@router.post(
+    "/retry",
+    summary="Run many tasks again",
+    response_model=BulkRetried,
+    responses=refusals(422),
+    dependencies=_SUBMIT,
+)
+def retry_tasks(
+    shared: Shared,
+    selection: Chosen,
+    limit: Annotated[int, Query(ge=1, le=PAGE_TASKS)] = PAGE_TASKS,
+    before: Before = None,
+) -> Response:
+    """Run a page of what a filter selects again, older ones first; go on with `before` until `next` is null."""
+    done = shared.store.retry_many(selection, limit=limit, before=before)
+    return json_response(
+        {
+            "retried": done.retried,
+            "refused": len(done.refused),
+            "errors": [{"id": task_id, "message": message} for task_id, message in done.refused[:ERRORS_SHOWN]],
+            "next": done.next,
+        }
+    )
+
+
+@router.get("/{id}", summary="Show a task", response_model=TaskDetail, responses=refusals(404, 422), dependencies=_READ)
+async def get_task(
+    shared: Shared,
+    task_id: TaskId,
+    wait: Annotated[float, Query(ge=0, le=WAIT_S, description="seconds for it to end; then it is shown as it is")] = 0,
+) -> Response:
+    """A task with all its attempts; with `wait` as soon as it has ended, or when the time is over."""
+    if wait > 0:
+        await _await_end(shared, task_id, wait)
+    return json_response(masked(await asyncio.to_thread(shared.store.get, task_id)))
 
 
 @router.get(
-    "/{id}/logs",
-    summary="Read a task's output",
-    response_class=PlainTextResponse,
-    responses={
-        200: {
-            "description": f"At most {LOG_BYTES} bytes from `offset`; empty where nothing stands yet",
-            "headers": {
-                "X-Next-Offset": {"description": "what to ask for next", "schema": {"type": "integer"}},
-                "X-Attempt": {"description": "whose output this is; 0 before the first", "schema": {"type": "integer"}},
-            },
-        },
-        **refusals(404, 422),
-    },
+    "/{id}/explain",
+    summary="Say why a task does not run",
+    response_model=Explanation,
+    responses=refusals(404, 422),
+    dependencies=_READ,
 )
-def get_logs(
-    shared: Shared,
-    task_id: TaskId,
-    stream: Annotated[LogStream, Query()] = LogStream.STDOUT,
-    offset: Annotated[int, Query(ge=0, le=2**62, description="in bytes")] = 0,
-    attempt: Annotated[int | None, Query(ge=1, le=2**31 - 1, description="the newest one if missing")] = None,
-) -> Response:
-    """The bytes as the job wrote them, as inert text; also while it runs."""
-    row = _attempt(shared.store.get(task_id), task_id, attempt)
-    number: int = 0 if row is None else row["attempt"]
-    path = None if row is None else row[stream.value]
-    if path is None and row is not None and shared.log_files is not None:
-        path = getattr(shared.log_files(task_id, number), stream.value)
-    data = b"" if path is None else _read_log(path, offset)
-    headers = {"X-Next-Offset": str(offset + len(data)), "X-Attempt": str(number)}
-    return Response(data, headers=headers, media_type="text/plain")
+def explain_task(shared: Shared, task_id: TaskId) -> Response:
+    """What stands in its way: other tasks, its own delay, no worker, a paused queue."""
+    return json_response(shared.store.explain(task_id))
 
 
-@router.post("/{id}/cancel", summary="Cancel a task", response_model=Accepted, responses=refusals(404, 422))
+@router.post(
+    "/{id}/cancel",
+    summary="Cancel a task",
+    response_model=Accepted,
+    responses=refusals(404, 422),
+    dependencies=_SUBMIT,
+)
 def cancel_task(shared: Shared, task_id: TaskId) -> Response:
     """Cancel a task.  A running one still says `running` until its processes are gone; an ended one stays as it is."""
     return json_response({"id": task_id, "status": shared.store.cancel(task_id).value})
 
 
-@router.post("/{id}/retry", summary="Run a task again", response_model=Accepted, responses=refusals(404, 422))
+@router.post(
+    "/{id}/retry",
+    summary="Run a task again",
+    response_model=Accepted,
+    responses=refusals(404, 422),
+    dependencies=_SUBMIT,
+)
 def retry_task(shared: Shared, task_id: TaskId) -> Response:
     """Run a failed or cancelled task again, with its retries anew."""
     return json_response({"id": task_id, "status": shared.store.retry(task_id).value})
 
 
-def _attempt(task: Row, task_id: str, number: int | None) -> Row | None:
-    """The attempt asked for; None if the newest is, and there is none yet."""
-    attempts: Rows = task["attempts"]
-    if number is None:
-        return max(attempts, key=lambda row: int(row["attempt"]), default=None)
-    for row in attempts:
-        if row["attempt"] == number:
-            return row
-    raise NotFoundError(f"task {task_id} has no attempt {number}; it has {len(attempts)}")
-
-
-def _read_log(path: str, offset: int) -> bytes:
-    """The bytes of a log file; the job itself may have put anything in its place, so only a regular file is read."""
-    try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
-    except OSError as error:
-        raise NotFoundError(f"the log is not on this machine, or gone ({error.strerror})") from None
-    try:
-        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-            raise NotFoundError("the log is no regular file any more")
-        return os.pread(descriptor, LOG_BYTES, offset)
-    finally:
-        os.close(descriptor)
+async def _await_end(shared: Context, task_id: str, seconds: float) -> None:
+    """Until the task has ended, the time is over or the server stops."""
+    deadline = time.monotonic() + seconds
+    while not shared.feed.ended:
+        standing = await asyncio.to_thread(shared.feed.standing, task_id)
+        if standing is None:
+            raise NotFoundError(f"there is no task {task_id}")
+        left_s = deadline - time.monotonic()
+        if State(standing[0]).terminal or left_s <= 0:
+            return
+        change = shared.feed.change(task_id, standing)
+        await asyncio.wait([change], timeout=left_s)
+        change.cancel()

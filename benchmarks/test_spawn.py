@@ -12,6 +12,7 @@ from benchmarks.race import Race, program
 CORE_LOOP = (sys.executable, str(Path(__file__).with_name("core_loop.py")))
 WORKERS = 8
 COUNT = 600
+NOOPS = 3_000
 ROUNDS = 9
 
 
@@ -29,18 +30,23 @@ def test_true_as_fast_as_the_best_posix_spawn_loop(baseline: Baseline, say: Call
     assert race.speed("core", race.fastest(*loop)).median >= 1.0
 
 
-def test_static_noop_as_fast_as_a_raw_clone_loop(baseline: Baseline, say: Callable[[str], None]) -> None:
-    loop = [f"C clone, {threads} thread" for threads in (1, 2)]
+def test_static_noop_as_fast_as_a_clone_loop(baseline: Baseline, say: Callable[[str], None]) -> None:
+    """Against the loop that can hear of something else than ends; the table also has the one that sits in wait4."""
+    bare, watching = ([f"C {method}, {threads} thread" for threads in (1, 2)] for method in ("clone", "watch"))
+    loops = {
+        f"C {method}, {threads} thread": program(
+            baseline.spawn_loop, method, threads, WORKERS, NOOPS, "{folder}", baseline.noop
+        )
+        for method in ("clone", "watch")
+        for threads in (1, 2)
+    }
     race = Race(
-        {
-            "core": program(*CORE_LOOP, WORKERS, COUNT, "{folder}", baseline.noop),
-            loop[0]: program(baseline.spawn_loop, "clone", 1, WORKERS, COUNT, "{folder}", baseline.noop),
-            loop[1]: program(baseline.spawn_loop, "clone", 2, WORKERS, COUNT, "{folder}", baseline.noop),
-        },
+        {"core": program(*CORE_LOOP, WORKERS, NOOPS, "{folder}", baseline.noop), **loops},
         rounds=ROUNDS,
     )
-    say(race.table("core", COUNT))
-    assert race.speed("core", race.fastest(*loop)).median >= 0.95
+    say(race.table("core", NOOPS))
+    say(f"against the fastest in wait4: {race.speed('core', race.fastest(*bare))}")
+    assert race.speed("core", race.fastest(*watching)).median >= 0.95
 
 
 def test_a_large_parent_spawns_as_fast_as_a_small_one(say: Callable[[str], None]) -> None:

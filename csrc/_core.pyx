@@ -31,6 +31,7 @@ from native cimport (
     eventfd_write,
     prctl,
     probe_kernel,
+    signal_reset,
     start_thread,
     thread,
 )
@@ -109,6 +110,7 @@ cdef class Core:
         self.owner = getpid()
         engine = self.engine = new Engine()
         engine.open_files = raise_open_files()
+        engine.signals = signal_reset()
         if getrlimit(RLIMIT_RTTIME, &engine.own_mark) != 0:
             raise OSError(errno, "the limit of real-time CPU cannot be read")
         engine.mark_place = mark_place(&engine.own_mark)

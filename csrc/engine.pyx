@@ -8,7 +8,16 @@ from libcpp.atomic cimport memory_order_acquire, memory_order_seq_cst
 from libcpp.unordered_map cimport unordered_map
 from posix.resource cimport rlimit
 
-from native cimport CLOCK_BOOTTIME, CLOCK_REALTIME, array, counter_array, eventfd_write, padded_atomic, padded_mutex
+from native cimport (
+    CLOCK_BOOTTIME,
+    CLOCK_REALTIME,
+    SignalReset,
+    array,
+    counter_array,
+    eventfd_write,
+    padded_atomic,
+    padded_mutex,
+)
 
 cdef enum Parked:
     AWAKE
@@ -55,6 +64,7 @@ cdef cppclass Engine:
     padded_mutex registry_mutex
     unordered_map[uint64_t, RecordPtr] registry  # attempts that are queued or running, by handle
     rlimit open_files               # of the children
+    SignalReset signals             # in the children
     rlimit own_mark                 # this process's RLIMIT_RTTIME
     MarkPlace mark_place
     OutputLimit output_limit

@@ -69,6 +69,7 @@ cdef cppclass Lane:
     array[Note] notes   # what happened in this round
     array[Letter] letters
     void* stack         # of the child between clone and exec
+    int64_t peak_kb     # of this process's memory, see record_reap
 
 
 cdef struct Alarm:
@@ -146,7 +147,7 @@ cdef void lane_start(Lane* lane, Record* record) noexcept nogil:
     # Taken before the spawn: a lane that is preempted while its child already runs must not shorten the run time.
     record.started_ns = now(CLOCK_BOOTTIME)
     record.started_real_ns = now(CLOCK_REALTIME)
-    record_spawn(record, lane.number, lane.stack, &engine.open_files, &spawn)
+    record_spawn(record, lane.number, lane.stack, &engine.open_files, &engine.signals, &spawn)
     if spawn.step != STEP_NONE and is_shortage(&spawn):
         count(counters, COUNT_BACKED_OFF)
         lane_requeue(lane, record)
@@ -167,7 +168,6 @@ cdef void lane_start(Lane* lane, Record* record) noexcept nogil:
     lane.slots -= 1  # it is the attempt's now
     record.pid = spawn.pid
     record.pidfd = spawn.pidfd
-    record.floor_kb = own_peak_kb()
     note_init(&note, record, KIND_STARTED, CAUSED_BY_NOTHING)
     lane_describe(lane, record, &note)
     lane.notes.push_back(note)
@@ -295,7 +295,7 @@ cdef void lane_reap(Lane* lane, Record* record) noexcept nogil:
         lane_leader_ended(lane, record)
         return
     memset(&usage, 0, sizeof(usage))
-    if record_reap(record, &status, &error, &usage):
+    if record_reap(record, &status, &error, &usage, &lane.peak_kb):
         lane_tell_end(lane, record, status, error, &usage, 0)
         lane_release(lane, record)
 
@@ -317,7 +317,7 @@ cdef void lane_tree_gone(Lane* lane, Record* record, uint32_t answered) noexcept
     if record.asked != answered:
         return  # there will be another answer
     memset(&usage, 0, sizeof(usage))
-    record_reap(record, &status, &error, &usage)
+    record_reap(record, &status, &error, &usage, &lane.peak_kb)
     if record.told:
         lane_cap_output(lane, record)
     else:

@@ -3,6 +3,7 @@
 #pragma once
 
 #include <atomic>
+#include <bit>
 #include <cerrno>
 #include <csignal>
 #include <cstdint>
@@ -10,6 +11,7 @@
 #include <exception>
 #include <fcntl.h>
 #include <linux/close_range.h>
+#include <linux/sched.h>
 #include <mutex>
 #include <new>
 #include <poll.h>
@@ -64,11 +66,16 @@ inline void *checked_realloc(void *memory, std::size_t bytes) noexcept {
 
 template <class T> T *construct(void *memory) noexcept { return new (memory) T(); }
 
-// Starts `entry(argument)` with every signal blocked, so that signals keep going to Python's threads.
+// Starts `entry(argument)` with every signal blocked but SIGCHLD, so that signals keep going to Python's threads.
+//
+// The kernel tells the thread that started a child of its end first.  Nobody here waits for SIGCHLD, so it shall be
+// dropped on the spot, which it is only where it is not blocked; blocked, it would be queued for the process and wake
+// Python's main thread at the end of each child.  A handler that Python has may run in our thread: it takes notes.
 // Throws std::system_error.
 inline std::thread *start_thread(void (*entry)(void *), void *argument, const char *name) {
     sigset_t all, before;
     sigfillset(&all);
+    sigdelset(&all, SIGCHLD);
     pthread_sigmask(SIG_SETMASK, &all, &before);
     struct Restore {
         sigset_t *mask;
@@ -93,6 +100,13 @@ enum Step : std::uint8_t {
     STEP_EXEC,
 };
 
+// What a child must do to begin with the dispositions of a fresh login.  exec resets handlers by itself and keeps what
+// is ignored; but once the mask is open, a handler would run in the parent's memory, so handlers must be gone before.
+struct SignalReset {
+    bool by_kernel;          // clone3 with CLEAR_SIGHAND takes the handlers away
+    std::uint64_t ignored;   // what is left to reset: bit N-1 for signal N
+};
+
 struct Spawn {
     // in
     char **words;            // words[0] is spare; words[1…] is argv, NULL at the end
@@ -100,8 +114,9 @@ struct Spawn {
     char **candidates;       // paths of the executable, NULL at the end
     const char *cwd;         //
     const char *output[2];   // files for stdout and stderr
-    rlimit open_files;       // of the child
+    const rlimit *open_files; // of the child
     rlimit mark;             // its RLIMIT_RTTIME, see tree.pyx
+    const SignalReset *signals;
     // out
     pid_t pid;
     int pidfd;
@@ -148,14 +163,11 @@ PYSCHED_CHILD static inline void child_open(Spawn *spawn, Step step, const char 
     child_fail(spawn, step);
 }
 
-// Dispositions and mask as a fresh login has them.  Handlers go first: with the mask open, one would run in the
-// parent's memory.  Also libc's own 32 and 33, which posix_spawn(3) leaves
-// ignored in what it starts, and so may have left in us.
-PYSCHED_CHILD static inline void child_reset_signals() noexcept {
+// Also libc's own 32 and 33, which posix_spawn(3) leaves ignored in what it starts, and so may have left in us.
+PYSCHED_CHILD static inline void child_reset_signals(std::uint64_t ignored) noexcept {
     const std::uint64_t empty[4] = {0, 0, 0, 0}; // of the kernel: handler SIG_DFL, flags, restorer, mask
-    for (int signal = 1; signal <= 64; ++signal)
-        if (signal != SIGKILL && signal != SIGSTOP)
-            syscall(SYS_rt_sigaction, signal, empty, nullptr, sizeof empty[0]);
+    for (; ignored != 0; ignored &= ignored - 1)
+        syscall(SYS_rt_sigaction, std::countr_zero(ignored) + 1, empty, nullptr, sizeof empty[0]);
     syscall(SYS_rt_sigprocmask, SIG_SETMASK, &empty, nullptr, sizeof empty[0]);
 }
 
@@ -197,11 +209,11 @@ PYSCHED_CHILD static inline int child_main(void *argument) noexcept {
     child_open(spawn, STEP_STDERR, spawn->output[1], log, 2);
     if (syscall(SYS_chdir, spawn->cwd) != 0)
         child_fail(spawn, STEP_CWD);
-    if (syscall(SYS_prlimit64, 0, RLIMIT_NOFILE, &spawn->open_files, nullptr) != 0)
+    if (syscall(SYS_prlimit64, 0, RLIMIT_NOFILE, spawn->open_files, nullptr) != 0)
         child_fail(spawn, STEP_LIMITS);
     if (syscall(SYS_prlimit64, 0, RLIMIT_RTTIME, &spawn->mark, nullptr) != 0)
         child_fail(spawn, STEP_LIMITS);
-    child_reset_signals();
+    child_reset_signals(spawn->signals->ignored);
     child_exec(spawn);
     child_fail(spawn, STEP_EXEC);
 }
@@ -215,16 +227,69 @@ extern "C" int __clone(int (*)(void *), void *, int, void *, ...);
 #define PYSCHED_CLONE clone
 #endif
 
+// clone3(2), which no libc wraps: the child begins in `child_main` on a stack of its own.
+#if defined(__x86_64__)
+#define PYSCHED_CLONE3
+inline pid_t clone3_spawn(Spawn *spawn, clone_args *how) noexcept {
+    long result;
+    // The kernel keeps every register but rax, rcx and r11, in the child as well.  The end of the stack is aligned to 16
+    // bytes, as a call wants it.
+    asm volatile("syscall\n\t"
+                 "test %%rax, %%rax\n\t"
+                 "jnz 1f\n\t"
+                 "mov %[spawn], %%rdi\n\t"
+                 "call *%[entry]\n\t"
+                 "hlt\n"
+                 "1:"
+                 : "=a"(result)
+                 : "0"(SYS_clone3), "D"(how), "S"(sizeof *how), [spawn] "r"(spawn), [entry] "r"(child_main)
+                 : "rcx", "r11", "cc", "memory");
+    if (result < 0)
+        errno = static_cast<int>(-result);
+    return result < 0 ? -1 : static_cast<pid_t>(result);
+}
+#endif
+
+// How this process's children come to a fresh login's dispositions.  Where clone3 is not to be had (another processor, a
+// container whose filter refuses it), they reset every signal themselves: 62 calls, a tenth of the start of an empty
+// program.  What is ignored is read once, so who ignores another signal later hands that on to children.
+inline SignalReset signal_reset() noexcept {
+    SignalReset reset{false, 0};
+#ifdef PYSCHED_CLONE3
+    reset.by_kernel = syscall(SYS_clone3, nullptr, 0) < 0 && errno == EINVAL; // the size is wrong, the call is known
+#endif
+    for (int signal = 1; signal <= 64; ++signal) {
+        std::uint64_t now[4];
+        if (signal == SIGKILL || signal == SIGSTOP)
+            continue;
+        syscall(SYS_rt_sigaction, signal, nullptr, now, sizeof now[0]);
+        if (!reset.by_kernel || now[0] == reinterpret_cast<std::uintptr_t>(SIG_IGN))
+            reset.ignored |= std::uint64_t{1} << (signal - 1);
+    }
+    return reset;
+}
+
 // Starts the program of `spawn` as a session leader with clone(VM|VFORK): the cost does not grow with the parent's
-// memory.  Returns when the child has called exec or given up.  The calling thread must have every signal blocked: the
-// child shares its memory, and no handler may run there.
+// memory.  Returns when the child has called exec or given up.  The calling thread must have every signal blocked but
+// SIGCHLD, which nobody sends to a child: the child shares its memory, and no handler may run there.
 inline void spawn_process(Spawn *spawn, void *stack_base) noexcept {
-    char *top = static_cast<char *>(stack_base) + sysconf(_SC_PAGESIZE) + child_stack_size;
+    constexpr int flags = CLONE_VM | CLONE_VFORK | CLONE_FILES | CLONE_PIDFD;
+    char *bottom = static_cast<char *>(stack_base) + sysconf(_SC_PAGESIZE);
     spawn->error = 0;
     spawn->step = STEP_NONE;
     spawn->pidfd = -1;
-    spawn->pid = PYSCHED_CLONE(child_main, top, CLONE_VM | CLONE_VFORK | CLONE_FILES | CLONE_PIDFD | SIGCHLD, spawn,
-                               &spawn->pidfd);
+#ifdef PYSCHED_CLONE3
+    if (spawn->signals->by_kernel) {
+        clone_args how{};
+        how.flags = flags | CLONE_CLEAR_SIGHAND;
+        how.pidfd = reinterpret_cast<std::uintptr_t>(&spawn->pidfd);
+        how.exit_signal = SIGCHLD;
+        how.stack = reinterpret_cast<std::uintptr_t>(bottom);
+        how.stack_size = child_stack_size;
+        spawn->pid = clone3_spawn(spawn, &how);
+    } else
+#endif
+        spawn->pid = PYSCHED_CLONE(child_main, bottom + child_stack_size, flags | SIGCHLD, spawn, &spawn->pidfd);
     if (spawn->pid < 0) {
         spawn->error = errno;
         spawn->step = STEP_CLONE;
@@ -239,6 +304,7 @@ inline void spawn_process(Spawn *spawn, void *stack_base) noexcept {
 
 #undef PYSCHED_CHILD
 #undef PYSCHED_CLONE
+#undef PYSCHED_CLONE3
 
 // ---- system calls without a libc wrapper in the oldest supported libc ---------------------------------------------
 

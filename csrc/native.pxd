@@ -42,14 +42,20 @@ cdef extern from "native.hpp" namespace "pysched" nogil:
         STEP_LIMITS
         STEP_EXEC
 
+    cdef cppclass SignalReset:
+        pass
+
+    SignalReset signal_reset()
+
     cdef cppclass Spawn:
         char** words
         char** environment
         char** candidates
         const char* cwd
         const char** output
-        rlimit open_files
+        const rlimit* open_files
         rlimit mark
+        const SignalReset* signals
         pid_t pid
         int pidfd
         int error

@@ -22,6 +22,7 @@ from posix.wait cimport WNOHANG, wait4
 from native cimport (
     STEP_STDERR,
     STEP_STDOUT,
+    SignalReset,
     Spawn,
     clock_gettime,
     construct,
@@ -60,7 +61,6 @@ cdef cppclass Record:
     pid_t pid           # also its process group and session; 0: not running
     int pidfd
     uint8_t cause
-    int64_t floor_kb    # our own peak memory at the spawn, see record_reap
     # its tree, see tree.pyx
     rlimit mark
     char* identity[3]   # PYSCHED_TASK_ID=, PYSCHED_ATTEMPT=, PYSCHED_NODE=; NULL: not in the environment
@@ -125,7 +125,9 @@ cdef bint record_bury(uint64_t item) noexcept nogil:
     return True
 
 
-cdef void record_spawn(Record* record, int lane, void* stack, const rlimit* open_files, Spawn* spawn) noexcept nogil:
+cdef void record_spawn(
+    Record* record, int lane, void* stack, const rlimit* open_files, const SignalReset* signals, Spawn* spawn
+) noexcept nogil:
     """Start the program; `spawn` says how that went."""
     snprintf(record.lane_text, 4, b"%d", lane)
     spawn.words = record.words
@@ -134,7 +136,8 @@ cdef void record_spawn(Record* record, int lane, void* stack, const rlimit* open
     spawn.cwd = record.cwd
     spawn.output[0] = record.output
     spawn.output[1] = record.errors
-    spawn.open_files = open_files[0]
+    spawn.open_files = open_files
+    spawn.signals = signals
     spawn.mark = record.mark
     spawn_process(spawn, stack)
 
@@ -154,12 +157,13 @@ cdef void record_signal(Record* record, int number) noexcept nogil:
         kill(-record.pid, number)
 
 
-cdef bint record_reap(Record* record, int* status, int* error, rusage* usage) noexcept nogil:
+cdef bint record_reap(Record* record, int* status, int* error, rusage* usage, int64_t* peak_kb) noexcept nogil:
     """Collect the ended leader; False: it runs.  What it leaves behind in its group is ended first, while the zombie
     still holds the group's number.
 
     At exec the kernel credits the child with the peak of the memory it leaves, which is ours (exec_mmap sets
-    signal->maxrss): a peak that is not above ours says nothing, and 0 is reported."""
+    signal->maxrss): a peak that is not above ours says nothing, and 0 is reported.  `peak_kb` is what the caller knows
+    of ours, and is looked up again only when the child's is above it."""
     status[0] = -1
     error[0] = peek_exit(record.pidfd)
     if error[0] == EAGAIN:
@@ -169,7 +173,9 @@ cdef bint record_reap(Record* record, int* status, int* error, rusage* usage) no
         if wait4(record.pid, status, WNOHANG, usage) != record.pid:
             status[0] = -1
             error[0] = ECHILD
-    if usage.ru_maxrss <= record.floor_kb:
+    if usage.ru_maxrss > peak_kb[0]:
+        peak_kb[0] = own_peak_kb()
+    if usage.ru_maxrss <= peak_kb[0]:
         usage.ru_maxrss = 0
     return True
 

@@ -195,6 +195,7 @@ class Core:
 
     Raises `ValueError` for numbers out of range, `OSError` when the kernel lacks something needed.
     Raises the soft limit of open files of this process to the hard one; children get the original back.
+    Children begin with no signal blocked, handled or ignored, but those that this process ignores only later.
 
     subreaper       this process adopts, and collects, the orphans of attempts while the Core is open (prctl(2)); for a
                     process that is a node, not for one that merely uses an executor

@@ -214,6 +214,8 @@ def _is_union_branch(part: object) -> bool:
 
 def _message(detail: dict[str, Any], field: str) -> str:
     kind, given, ctx = detail["type"], detail.get("input"), detail.get("ctx", {})
+    if field.split(".")[0] == "env":
+        given = "***"  # may be a secret
     match kind:
         case "extra_forbidden":
             near = difflib.get_close_matches(field, FIELDS, n=1, cutoff=0.5)

@@ -48,8 +48,8 @@ def finish(
                 tally[state.value, priority] += 1
             elif by_key[key].next_state is State.SCHEDULED:
                 tally["retried", priority] += 1
-        _settle(conn, [(record.id, State(record.status)) for record in records], tally)
-        _count(conn, home, tally)
+        settle(conn, [(record.id, State(record.status)) for record in records], tally)
+        count(conn, home, tally)
         return records, [key for key in by_key if key not in owned]
 
     return database.transaction(work) if by_key else ([], [])
@@ -65,8 +65,8 @@ def cancel(database: Database, task_id: str) -> State:
         elif place != "ended":
             conn.execute(_QUERIES.cancel_waiting, {"id": task_id})
             tally: _Tally = Counter({(State.CANCELLED.value, priority): 1})
-            _settle(conn, [(task_id, State.CANCELLED)], tally)
-            _count(conn, None, tally)
+            settle(conn, [(task_id, State.CANCELLED)], tally)
+            count(conn, None, tally)
             return State.CANCELLED
         return state
 
@@ -88,7 +88,7 @@ def retry(database: Database, task_id: str) -> State:
         passed_over = any(need_state is State.QUEUED for _, need_state in needs)
         parameters = {"id": task_id, "waiting": waiting, "passed_over": passed_over}
         ((reopened, _),) = conn.execute(_QUERIES.reopen, parameters).fetchall()
-        _count(conn, None, Counter({(state.value, priority): -1}))
+        count(conn, None, Counter({(state.value, priority): -1}))
         return State(reopened)
 
     return database.transaction(work)
@@ -150,7 +150,7 @@ def _lock(conn: Conn, task_id: str) -> tuple[str, State, int]:
     raise NotFoundError(f"there is no task {task_id}")
 
 
-def _settle(conn: Conn, ended: Iterable[tuple[str, State]], tally: _Tally) -> None:
+def settle(conn: Conn, ended: Iterable[tuple[str, State]], tally: _Tally) -> None:
     """Free or cancel what waited for tasks that this transaction has ended.
 
     Must be statements after the one that ended them: only their newer snapshot shows the edges of a task that
@@ -169,7 +169,7 @@ def _settle(conn: Conn, ended: Iterable[tuple[str, State]], tally: _Tally) -> No
         tally.update((State.CANCELLED.value, priority) for _, priority in rows)
 
 
-def _count(conn: Conn, source: uuid.UUID | None, tally: _Tally) -> None:
+def count(conn: Conn, source: uuid.UUID | None, tally: _Tally) -> None:
     """Last in a transaction, since others with the same source wait for it."""
     if tally:
         kinds, priorities = zip(*tally, strict=True)

@@ -32,10 +32,10 @@ from pysched.model import (
     Record,
     Started,
     State,
-    TaskType,
 )
 from pysched.policy import Overdue
 from pysched.store import accepting, ending, migrate, sql, views
+from pysched.store.control import Control
 from pysched.store.database import Conn, Database
 from pysched.task import Task
 
@@ -47,7 +47,7 @@ _PROMOTE_BATCH = 1_000
 Row = dict[str, Any]
 
 
-class Store:
+class Store(Control):
     """Tasks, attempts and nodes in one PostgreSQL database, 14 or newer."""
 
     def __init__(self, url: str, *, pool_size: int = 4, connect_timeout_s: float = 5.0) -> None:
@@ -268,19 +268,6 @@ class Store:
         """One task as plain JSON values: its columns, `attempts` with the running one last, and `task`, the
         content as submitted without defaults; `NotFoundError`."""
         return views.get(self._database, task_id)
-
-    def list(
-        self,
-        *,
-        state: State | None = None,
-        priority: Priority | None = None,
-        type: TaskType | None = None,
-        limit: int,
-        before: int | None = None,
-    ) -> builtins.list[Row]:
-        """Tasks as `get` shows them, newest first, `attempts` as their number; `before` is the `sequence` of the
-        last one of the page before."""
-        return views.page(self._database, state=state, priority=priority, kind=type, limit=limit, before=before)
 
     def stats(self) -> Row:
         """`states`: tasks in each state; `priorities`: the same by priority; `queued` and `running` among them;

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterable, Sequence
 from datetime import datetime, timezone
 from typing import Any
 
 from pysched.errors import NotFoundError
-from pysched.model import Priority, State, TaskType
+from pysched.model import Priority, State
 from pysched.store import sql
 from pysched.store.database import Conn, Database
 
 _QUERIES = sql.load("view")
+_PLACES = ("queued", "scheduled", "blocked")
+_COUNTED = 20_000  # of each place: a matter of milliseconds
 
 Row = dict[str, Any]
 
@@ -22,8 +25,8 @@ def get(database: Database, task_id: str) -> Row:
 
     def work(conn: Conn) -> tuple[list[tuple[Any, ...]], list[tuple[Any, ...]]]:
         ended = conn.execute(_QUERIES.attempts, {"id": task_id})
-        task = conn.execute(_QUERIES.task, {"id": task_id})
-        return ended.fetchall(), task.fetchall()
+        found = conn.execute(_QUERIES.task, {"id": task_id})
+        return ended.fetchall(), found.fetchall()
 
     ended, found = database.read(work)
     for row in found:
@@ -31,49 +34,29 @@ def get(database: Database, task_id: str) -> Row:
         attempts = [_attempt(attempt) for attempt in ended]
         if attempt_started_at is not None:
             attempts.append(_running(columns[11], holder, pid, attempt_started_at))
-        return {**_task(columns), "attempts": attempts, "task": json.loads(spec)}
+        return {**task(columns), "attempts": attempts, "task": json.loads(spec)}
     raise NotFoundError(f"there is no task {task_id}")
-
-
-def page(
-    database: Database,
-    *,
-    state: State | None,
-    priority: Priority | None,
-    kind: TaskType | None,
-    limit: int,
-    before: int | None,
-) -> list[Row]:
-    """See `Store.list`."""
-    parameters = {
-        "state": None if state is None else state.value,
-        "priority": None if priority is None else int(priority),
-        "type": None if kind is None else kind.value,
-        "limit": limit,
-        "before": before,
-    }
-    return [_task(row) for row in database.execute(_QUERIES.page, parameters)]
 
 
 def stats(database: Database) -> Row:
     """See `Store.stats`."""
 
-    def work(conn: Conn) -> tuple[Any, Any, Any]:
-        queries = (_QUERIES.live, _QUERIES.tallies, _QUERIES.paused)
-        live, tallies, paused = [conn.execute(query) for query in queries]
-        return live.fetchall(), tallies.fetchall(), paused.fetchall()
+    def work(conn: Conn) -> tuple[_Live, Any, Any]:
+        tallies, paused = conn.execute(_QUERIES.tallies), conn.execute(_QUERIES.paused)
+        return _live(conn), tallies.fetchall(), paused.fetchall()
 
     live, tallies, ((paused,),) = database.read(work)
     counts = {state.value: {priority.name: 0 for priority in Priority} for state in State}
     totals = {"submitted": 0, "retried": 0}
-    for state, priority, count in live:
-        counts[state][Priority(priority).name] += count
+    for state, by_priority in live.items():
+        for priority in Priority:
+            counts[state.split(" ")[-1]][priority.name] += by_priority[priority]
     for kind, priority, total in tallies:
         if kind in totals:
             totals[kind] += total
         else:
             counts[kind][Priority(priority).name] = total
-    states = {state: sum(by_priority.values()) for state, by_priority in counts.items()}
+    states = {state: sum(by_name.values()) for state, by_name in counts.items()}
     return {
         "states": states,
         "priorities": counts,
@@ -86,9 +69,33 @@ def stats(database: Database) -> Row:
 
 def depths(database: Database) -> dict[Priority, int]:
     """See `Store.depths`."""
-    counts = dict.fromkeys(Priority, 0)
-    for priority, count in database.execute(_QUERIES.depths):
-        counts[Priority(priority)] += count
+    live = database.read(_live)
+    return {priority: live["queued"][priority] + live["claimed queued"][priority] for priority in Priority}
+
+
+_Live = dict[
+    str, Counter[int]
+]  # queued (in the store), scheduled, blocked, claimed queued, claimed running → by priority
+
+
+def _live(conn: Conn) -> _Live:
+    """Counts of tasks that have not ended.  Where many wait, in one place mostly, nobody counts them: they are what the
+    totals leave when all the others are counted."""
+    counts = _by_place(conn.execute(_QUERIES.live_up_to, {"limit": _COUNTED}))
+    many = [place for place in _PLACES if sum(counts[place].values()) >= _COUNTED]
+    if len(many) > 1:
+        return _by_place(conn.execute(_QUERIES.live))
+    for place in many:
+        others = [other for other in counts if other != place]
+        for priority, total in conn.execute(_QUERIES.live_in_all):
+            counts[place][priority] = max(0, total - sum(counts[other][priority] for other in others))
+    return counts
+
+
+def _by_place(rows: Iterable[tuple[Any, ...]]) -> _Live:
+    counts: _Live = {place: Counter() for place in (*_PLACES, "claimed queued", "claimed running")}
+    for place, priority, count in rows:
+        counts[place][priority] = count
     return counts
 
 
@@ -96,7 +103,8 @@ def rfc3339(moment: datetime | None) -> str | None:
     return None if moment is None else moment.astimezone(timezone.utc).isoformat().replace("+00:00", "Z")
 
 
-def _task(row: Sequence[Any]) -> Row:
+def task(row: Sequence[Any]) -> Row:
+    """From the columns of the query `task`, without its last four."""
     (
         task_id, sequence, name, kind, priority, rank, state, reason, cancel_requested, waiting_for, due_at, attempts,
         failures, node, submitted_at, started_at, finished_at, exit_code, signal, run_ms, result, stdout, stderr,

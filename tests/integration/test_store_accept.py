@@ -11,6 +11,7 @@ import pytest
 
 from pysched.errors import ConflictError, TaskError
 from pysched.model import Acceptance, Priority, State
+from pysched.selection import EVERYTHING
 from pysched.store.store import Store
 from pysched.task import Task
 from tests.integration.store_driver import SOURCE, Node, accept, at_once, await_blocked, ids, outcome, states, task
@@ -94,7 +95,7 @@ def test_all_or_nothing(store: Store) -> None:
     fine, conflict = accept(store, task("new"), task("taken", rank=2), atomic=True)
     assert fine.created
     assert isinstance(conflict, ConflictError)
-    assert [row["id"] for row in store.list(limit=10)] == ["taken"]
+    assert [row["id"] for row in store.page(EVERYTHING, limit=10).rows] == ["taken"]
     assert store.submitted() == 1
     assert all(verdict.created for verdict in accept(store, task("new"), task("new2"), atomic=True))
 
@@ -103,11 +104,11 @@ def test_all_or_nothing_with_dependencies(store: Store) -> None:
     fine, refused = accept(store, task("a"), task("b", after=["nowhere"]), atomic=True)
     assert fine.created
     assert isinstance(refused, TaskError)
-    assert store.list(limit=10) == []
+    assert store.page(EVERYTHING, limit=10).rows == []
     first, twice = accept(store, task("a"), task("a", rank=5), atomic=True)
     assert first.created
     assert isinstance(twice, ConflictError)
-    assert store.list(limit=10) == []
+    assert store.page(EVERYTHING, limit=10).rows == []
 
 
 def test_a_delay_schedules(store: Store) -> None:
@@ -137,7 +138,7 @@ class TestDependencies:
         assert isinstance(behind, TaskError)
         assert "'b' was refused" in str(behind)
         assert fine.created
-        assert [row["id"] for row in store.list(limit=10)] == ["a"]
+        assert [row["id"] for row in store.page(EVERYTHING, limit=10).rows] == ["a"]
 
     def test_what_needs_a_conflict_is_refused(self, store: Store) -> None:
         accept(store, task("a"))

@@ -12,6 +12,7 @@ from psycopg.conninfo import make_conninfo
 
 from pysched.errors import DatabaseUnreachable, StoreError
 from pysched.model import LISTENING, State
+from pysched.selection import EVERYTHING
 from pysched.store.store import Store
 from tests.integration.store_driver import SOURCE, Node, accept, await_blocked, begin, outcome, states, task
 
@@ -83,7 +84,7 @@ def terminate_all(url: str) -> None:
 def test_connections_that_the_server_closed_are_replaced_unseen(store: Store, store_url: str) -> None:
     accept(store, task("a"))
     terminate_all(store_url)
-    assert [row["id"] for row in store.list(limit=1)] == ["a"]
+    assert [row["id"] for row in store.page(EVERYTHING, limit=1).rows] == ["a"]
     terminate_all(store_url)
     assert accept(store, task("b"))[0].created
 

@@ -96,4 +96,5 @@ def test_another_encoding_is_refused(server: Server) -> None:
 
 
 def test_known_migrations_are_in_order() -> None:
-    assert [migration.number for migration in migrate.migrations()] == list(range(1, len(migrate.migrations()) + 1))
+    numbers = [migration.number for migration in migrate.migrations()]
+    assert numbers == sorted(set(numbers))

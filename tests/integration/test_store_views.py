@@ -7,37 +7,10 @@ import json
 import pytest
 
 from pysched.errors import NotFoundError
-from pysched.model import Priority, State, TaskType
+from pysched.model import Priority, State
+from pysched.selection import EVERYTHING
 from pysched.store.store import Store
 from tests.integration.store_driver import Node, accept, outcome, success, task
-
-
-def test_pages_go_back_in_time_and_never_overlap(store: Store) -> None:
-    accept(store, *(task(f"t{number}") for number in range(25)))
-    seen, before = [], None
-    while rows := store.list(limit=10, before=before):
-        seen += [row["id"] for row in rows]
-        before = rows[-1]["sequence"]
-        accept(store, task(f"new{before}"))
-    assert seen == [f"t{number}" for number in reversed(range(25))]
-
-
-def test_filters(store: Store) -> None:
-    accept(
-        store,
-        task("a", priority=Priority.HIGH),
-        task("b", type=TaskType.ML),
-        task("c", delay_s=99.0),
-        task("d", priority=Priority.HIGH, type=TaskType.ML),
-    )
-
-    def found(**filters: object) -> list[str]:
-        return [row["id"] for row in store.list(limit=10, **filters)]  # type: ignore[arg-type]
-
-    assert found(priority=Priority.HIGH) == ["d", "a"]
-    assert found(type=TaskType.ML) == ["d", "b"]
-    assert found(state=State.SCHEDULED) == ["c"]
-    assert found(state=State.QUEUED, priority=Priority.HIGH, type=TaskType.SYSTEM) == ["a"]
 
 
 def test_everything_shown_is_json(store: Store) -> None:
@@ -45,7 +18,7 @@ def test_everything_shown_is_json(store: Store) -> None:
     node = Node(store)
     node.finish(outcome(node.key(), state=State.FAILED, next_state=State.SCHEDULED, reason="exit 1", result='{"a": 1}'))
     node.start(node.key())
-    detail, rows = store.get("a"), store.list(limit=9)
+    detail, rows = store.get("a"), store.page(EVERYTHING, limit=9).rows
     json.dumps([detail, rows, store.stats(), store.nodes()], allow_nan=False)
     assert detail["result"] == {"a": 1}
     assert [attempt["status"] for attempt in detail["attempts"]] == ["failed", "running"]

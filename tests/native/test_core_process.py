@@ -103,6 +103,52 @@ def test_a_child_starts_with_fresh_signals(start: Start) -> None:
     assert {status["SigBlk"], status["SigIgn"], status["SigCgt"]} == {"0" * 16}
 
 
+WITHOUT_CLONE3 = """
+import ctypes, errno, signal, struct
+from pysched._core import EXITED, SPAWN_FAILED, Core, Launch
+CLONE3, LOAD, EQUALS, RETURN = 435, 0x20, 0x15, 0x06  # seccomp(2), <linux/bpf_common.h>
+program = b"".join(struct.pack("HBBI", *line) for line in (
+    (LOAD, 0, 0, 0), (EQUALS, 0, 1, CLONE3), (RETURN, 0, 0, 0x00050000 | errno.ENOSYS), (RETURN, 0, 0, 0x7FFF0000)))
+place = ctypes.create_string_buffer(program)
+libc = ctypes.CDLL(None, use_errno=True)
+assert libc.prctl(38, 1, 0, 0, 0) == 0
+filter = ctypes.create_string_buffer(struct.pack("HxxxxxxQ", 4, ctypes.addressof(place)))
+assert libc.prctl(22, 2, filter, 0, 0) == 0, ctypes.get_errno()
+assert libc.syscall(CLONE3, 0, 0) == -1 and ctypes.get_errno() == errno.ENOSYS
+signal.signal(signal.SIGUSR1, signal.SIG_IGN)
+signal.signal(signal.SIGUSR2, print)
+core = Core(lanes=1, workers=1)
+core.submit([Launch(handle=1, priority=0, rank=0, sequence=0, argv=[b"cat", b"/proc/self/status"],
+    candidates=[b"/bin/cat"], env=[], cwd=b"/", stdout=b"LOG", stderr=b"/dev/null")])
+ends = []
+while not ends:
+    ends = [event for event in core.poll(10) if event.kind in (EXITED, SPAWN_FAILED)]
+print(ends[0].status, ends[0].step)
+"""
+
+
+def test_a_container_that_refuses_clone3_makes_no_difference(start: Start) -> None:
+    run = start()
+    log = run.folder / "status"
+    script = WITHOUT_CLONE3.replace("LOG", str(log))
+    (handle,) = run.submit(run.python(script))
+    assert code(run.end(handle)) == 0, (run.folder / f"{handle}.err").read_text()
+    assert run.output(handle) == "0 None\n"
+    status = dict(line.split(":\t", 1) for line in log.read_text().splitlines())
+    assert {status["SigBlk"], status["SigIgn"], status["SigCgt"]} == {"0" * 16}
+
+
+def test_the_end_of_a_child_disturbs_no_other_thread(start: Start) -> None:
+    """A signal that waits for the process would wake the main thread, whatever it sleeps in."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGCHLD})
+    try:
+        run = start()
+        run.ends(run.submit(*(run.launch("/bin/true") for _ in range(4))))
+        assert signal.SIGCHLD not in signal.sigpending()
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
 def test_a_child_leads_its_own_session_and_group(start: Start) -> None:
     run = start()
     (handle,) = run.submit(run.launch(sys.executable, "-S", "-c", "import os; print(os.getsid(0), os.getpgid(0))"))

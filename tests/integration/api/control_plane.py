@@ -18,6 +18,10 @@ class _Server(uvicorn.Server):
         super().__init__(config)
         self.ready = threading.Event()
 
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        self.config.app.state.context.end_streams()  # type: ignore[union-attr]
+        await super().shutdown(sockets=sockets)
+
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets=sockets)
         self.ready.set()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import uuid
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ import pytest
 
 from pysched.api.problems import MEDIA_TYPE
 from pysched.task import FIELDS
-from tests.integration.api.conftest import Api
+from tests.integration.api.conftest import Api, Worker
 
 
 @pytest.fixture(scope="module")
@@ -75,6 +76,7 @@ def test_every_answer_is_as_described(api: Api, document: dict[str, Any], tmp_pa
     running = api.submit(command="sleep 1", env={"A": "b"})
     api.worker.start(running)
     waiting = api.submit(delay_s=3600)
+    other = Worker(api.store)
     calls: list[tuple[str, str, dict[str, Any]]] = [
         ("post", "/submit", {"json": {"id": "openapi"}}),
         ("post", "/submit", {"json": {"id": "openapi"}}),
@@ -95,6 +97,22 @@ def test_every_answer_is_as_described(api: Api, document: dict[str, Any], tmp_pa
         *[("get", "/tasks/{id}/logs", {"id": each}) for each in (ended, waiting, "none", "-")],
         *[("post", "/tasks/{id}/cancel", {"id": each}) for each in (ended, running, waiting, "none", "-")],
         *[("post", "/tasks/{id}/retry", {"id": each}) for each in (waiting, ended, "none", "-")],
+        *[("get", "/tasks/{id}/explain", {"id": each}) for each in (ended, running, waiting, "none", "-")],
+        ("get", "/tasks/{id}/logs/follow", {"id": ended}),
+        *[("get", "/tasks/{id}/logs/follow", {"id": each}) for each in ("none", "-")],
+        ("post", "/tasks/cancel", {"params": {"id": "none"}}),
+        ("post", "/tasks/cancel", {}),
+        ("post", "/tasks/retry", {"params": {"status": "succeeded"}}),
+        ("post", "/tasks/retry", {"params": {"all": "true", "name": "x"}}),
+        ("post", "/tokens", {"json": {"name": "openapi", "scope": "read"}}),
+        ("post", "/tokens", {"json": {"name": "openapi", "scope": "read"}}),
+        ("post", "/tokens", {"json": {"name": "openapi", "scope": "root"}}),
+        ("post", "/tokens", {"content": b"{", "headers": {"Content-Type": "application/json"}}),
+        ("get", "/tokens", {}),
+        ("delete", "/tokens/{name}", {"name": "openapi"}),
+        ("delete", "/tokens/{name}", {"name": "openapi"}),
+        ("post", "/nodes/{id}/drain", {"id": str(other.incarnation)}),
+        *[("post", "/nodes/{id}/drain", {"id": each}) for each in (str(uuid.uuid4()), "-")],
         ("get", "/stats", {}),
         ("get", "/nodes", {}),
         ("post", "/queue/pause", {}),
@@ -103,9 +121,10 @@ def test_every_answer_is_as_described(api: Api, document: dict[str, Any], tmp_pa
     ]
     reached = set()
     for method, path, how in calls:
-        task_id = how.pop("id", "")
-        answer = api.http.request(method, path.replace("{id}", task_id), **how)
+        where = path.replace("{id}", how.pop("id", "")).replace("{name}", how.pop("name", ""))
+        answer = api.http.request(method, where, **how)
         check(document, method, path, answer)
         reached.add((method, path))
     api.worker.finish(running)
-    assert reached == {(method, path) for path, operations in document["paths"].items() for method in operations}
+    described = {(method, path) for path, operations in document["paths"].items() for method in operations}
+    assert described - reached == {("get", "/events")}  # never ends; see test_streams.py

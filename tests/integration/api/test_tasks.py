@@ -14,7 +14,7 @@ import pytest
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
 from pysched.api.app import create_app
-from pysched.api.tasks import LOG_BYTES
+from pysched.api.logs import LOG_BYTES
 from pysched.errors import DatabaseUnreachable
 from pysched.model import State, new_id
 from pysched.settings import Settings
