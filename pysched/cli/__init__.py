@@ -45,8 +45,26 @@ _SECTIONS = {
 _COMMANDS = [name for section in _SECTIONS.values() for name in section]
 
 
+class _Interrupted(Exception):
+    """^C; in a guise that click, which would print an empty line, lets pass."""
+
+
+class _NobodyReads(Exception):
+    """A broken pipe, likewise: click would exit with 1."""
+
+
 class Commands(click.Group):
     """Loads a command's module only when it is needed, so that `scheduler ls` never imports a server."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            result = super().invoke(ctx)
+            sys.stdout.flush()
+        except KeyboardInterrupt:
+            raise _Interrupted from None
+        except BrokenPipeError:
+            raise _NobodyReads from None
+        return result
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         return _COMMANDS
@@ -69,7 +87,7 @@ class Commands(click.Group):
         if args[0] not in _COMMANDS and not ctx.resilient_parsing:
             from difflib import get_close_matches
 
-            near = get_close_matches(args[0], _COMMANDS, n=1, cutoff=0.55)
+            near = get_close_matches(args[0], _COMMANDS, n=1, cutoff=0.65)
             raise click.UsageError(f"No such command {args[0]!r}{f'; did you mean {near[0]}?' if near else ''}", ctx)
         return super().resolve_command(ctx, args)
 
@@ -98,7 +116,6 @@ def main() -> NoReturn:
     """Run the command line; every error is one line, and its exit code says its kind (CONTRACT § Command line)."""
     try:
         result: Any = scheduler.main(prog_name="scheduler", standalone_mode=False)
-        sys.stdout.flush()
     except PyschedError as error:
         _fail(str(error), error.exit_code)
     except TimeoutError as error:  # of a command that waits; a socket's is a ServerUnreachable
@@ -109,9 +126,9 @@ def main() -> NoReturn:
         _fail(message if message.endswith("?") else f"{message}; see {command} --help", 2)
     except click.ClickException as error:
         _fail(error.format_message(), error.exit_code)
-    except (click.Abort, KeyboardInterrupt):
+    except (_Interrupted, click.Abort, KeyboardInterrupt):
         sys.exit(130)  # who pressed ^C knows it
-    except BrokenPipeError:
+    except _NobodyReads:
         _silence(sys.stdout)  # nobody reads: say nothing more
         sys.exit(141)  # as a program that SIGPIPE ends
     except OSError as error:
