@@ -3,15 +3,16 @@
 #   make run      install into .venv and run `scheduler demo`
 #   make test     install with the test tools and run every test
 #
-# and for those who change pysched: `make check`, `make bench`, `make bench-peers`, `make sanitize`, `make coverage`,
-# `make clean`.
-# Variables: PYTHON (which interpreter), VENV (where), DEMO, PYTEST and BENCH (further arguments).
+# and for those who change pysched: `make check`, `make bench`, `make bench-peers`, `make chaos`, `make sanitize`,
+# `make coverage`, `make clean`.
+# Variables: PYTHON (which interpreter), VENV (where), DEMO, PYTEST, BENCH and CHAOS (further arguments).
 
 PYTHON ?= python3
 VENV   ?= .venv
 DEMO   ?=
 PYTEST ?=
 BENCH  ?=
+CHAOS  ?=
 
 BIN    := $(abspath $(VENV))/bin
 PIP    := $(BIN)/python -m pip install --quiet --disable-pip-version-check
@@ -30,7 +31,7 @@ SANITIZERS := thread address undefined
 NATIVE_TESTS ?= tests/native \
 	$(addprefix tests/unit/test_,ready_queue.py ageing.py histogram.py executor.py)
 
-.PHONY: run test check bench bench-queue bench-peers bench-server bench-ten-thousand sanitize $(SANITIZERS:%=sanitize-%) coverage clean FORCE
+.PHONY: run test check bench bench-queue bench-peers bench-server bench-ten-thousand chaos sanitize $(SANITIZERS:%=sanitize-%) coverage clean FORCE
 .DELETE_ON_ERROR:
 
 run: $(INSTALLED)
@@ -83,6 +84,10 @@ check: $(VENV)/.editable
 	cd $(TREE) && PYTHONPATH=$$($(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))') \
 	  $(BIN)/python -S $(BIN)/lint-imports --config $(CURDIR)/pyproject.toml --no-cache
 	$(BIN)/cython-lint csrc
+
+# At least 200 kills, and what else can go wrong between node, disk and database; some ten minutes.
+chaos: $(VENV)/.editable
+	$(BIN)/python -m tests.chaos --kills 200 --minutes 12 $(CHAOS)
 
 # The core in builds of its own, each in an environment of its own that finds the dependencies in $(VENV): the finder of
 # an editable install would bring back the ordinary core, here and in the children of tests.

@@ -33,6 +33,7 @@ COMMAND_BYTES = 128 * 1024
 PARAMS_BYTES = 64 * 1024
 ENV_BYTES = 64 * 1024
 BATCH_TASKS = 100_000  # tasks in one batch
+_ENCODER = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"), sort_keys=True, allow_nan=False)
 DELAY_S_MAX = 10 * 366 * 86_400.0  # ten years: far past any use, far below what an interval holds
 
 
@@ -247,4 +248,4 @@ def _shown(value: object) -> str:
 
 
 def _dump(value: object) -> str:
-    return json.dumps(value, ensure_ascii=False, separators=(",", ":"), sort_keys=True, allow_nan=False)
+    return _ENCODER.encode(value)

@@ -61,10 +61,11 @@ class Dispatcher:
         self._claimed = 0  # sum of the limits of all claims
         self._full = full
         self._was_full = False
-        self._news = threading.Condition()  # guards the five below
+        self._news = threading.Condition()  # guards the six below
         self._work_news = 0  # how often somebody said that there may be work
         self._empty = 0  # so many classes, from HIGH down, have nothing to claim as far as we know
-        self._room = True
+        self._room = True  # look for room anew
+        self._vacant = -1  # the lowest class there was room for at the last look, if its claims found nothing
         self._due = True
         self._stopping = False
         self._rate = StartRate()
@@ -141,7 +142,7 @@ class Dispatcher:
             return not self._stopping
 
     def _worth_a_claim(self) -> bool:
-        return self._room and self._empty < len(Priority)
+        return (self._room and self._empty < len(Priority)) or self._vacant >= self._empty
 
     def _round(self) -> None:
         """One scheduling round: promote what is due, then claim, prepare and submit until full or drained."""
@@ -152,12 +153,16 @@ class Dispatcher:
                 self.due_in(next_due_s)
             self._tell(work=True)
         while not self._stopping:
-            self._room = False  # before we look: room that appears from now on must count
+            self._room, self._vacant = False, -1  # before we look: room that appears from now on must count
             wanted = self._wanted()
             if wanted is None:
                 return
             lowest, limit = wanted
-            news = self._work_news
+            with self._news:
+                if lowest < self._empty:
+                    self._vacant = lowest
+                    return
+                news = self._work_news
             overdue = policy.overdue_claims(claimed=self._claimed, limit=limit, ageing_s=self._ageing_s)
             claims = self._claim(lowest, limit, overdue)
             self._claimed += limit
@@ -169,11 +174,10 @@ class Dispatcher:
             self._room = True
 
     def _wanted(self) -> tuple[Priority, int] | None:
-        """What to claim now; None if there is no room, or room only for classes that are empty."""
+        """What to claim now, if it is there; None if there is no room."""
         ahead = policy.prefetch(self._rate.per_second(self._core.counters()["started"], time.monotonic()))
         free = self._core.workers - self._core.running
-        wanted = policy.claim_limit(free_workers=free, ahead=ahead, waiting=self._core.depths())
-        return None if wanted is None or wanted[0] < self._empty else wanted
+        return policy.claim_limit(free_workers=free, ahead=ahead, waiting=self._core.depths())
 
     def _submit(self, claims: Sequence[Claim]) -> None:
         launches = []

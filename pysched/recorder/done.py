@@ -76,11 +76,14 @@ class CompletedFolder:
 
 def encode(record: Record) -> bytes:
     """The content of a `.done` file; times are RFC 3339 in UTC."""
-    fields = {field.name: getattr(record, field.name) for field in dataclasses.fields(record)}
-    return json.dumps(fields, default=_time, ensure_ascii=False, indent=1).encode() + b"\n"
+    return _ENCODER.encode({name: getattr(record, name) for name in _FIELDS}).encode() + b"\n"
 
 
 def _time(value: object) -> str:
     if isinstance(value, datetime):
         return value.astimezone(timezone.utc).isoformat(timespec="microseconds").replace("+00:00", "Z")
     raise TypeError(f"{type(value).__name__} in a record")
+
+
+_FIELDS = [field.name for field in dataclasses.fields(Record)]
+_ENCODER = json.JSONEncoder(default=_time, ensure_ascii=False)

@@ -14,7 +14,7 @@ from typing import Any
 
 from pysched.errors import ConflictError, Problem, TaskError
 from pysched.model import Acceptance, State
-from pysched.store import sql
+from pysched.store import arrays, sql
 from pysched.store.database import Conn, Database, Raced
 from pysched.task import Task
 
@@ -133,7 +133,8 @@ def _with_needs(conn: Conn, batch: _Batch, source: uuid.UUID) -> dict[str, Verdi
     transaction has inserted the same id meanwhile: then ours is not created, and we begin again.
     """
     needed = {
-        task_id: State(state) for task_id, state in conn.execute(_QUERIES.lock_needed, {"ids": sorted(batch.needs)})
+        task_id: State(state)
+        for task_id, state in conn.execute(_QUERIES.lock_needed, {"ids": arrays.texts(sorted(batch.needs))})
     }
     plan = judge(batch.first, _find(conn, list(batch.first)), needed)
     created = _insert(conn, plan.new, source)
@@ -141,7 +142,8 @@ def _with_needs(conn: Conn, batch: _Batch, source: uuid.UUID) -> dict[str, Verdi
         raise Raced
     edges = [(item.id, need) for item in plan.new for need in item.needs]
     for chunk in _chunks(edges):
-        conn.execute(_QUERIES.connect, {"tasks": [task for task, _ in chunk], "needs": [need for _, need in chunk]})
+        tasks, needs = zip(*chunk, strict=True)
+        conn.execute(_QUERIES.connect, {"tasks": arrays.texts(tasks), "needs": arrays.texts(needs)})
     # Claims skip rows that we lock, so a queued task that we locked may have been passed over: hint again.
     _notify(conn, {*needed.values(), *(item.state for item in plan.new)})
     return plan.verdicts
@@ -240,15 +242,15 @@ def _insert(conn: Conn, items: Sequence[New], source: uuid.UUID) -> set[str]:
     created: set[str] = set()
     for chunk in _chunks(items):
         columns: dict[str, Any] = {
-            "ids": [item.id for item in chunk],
-            "names": [item.task.name or item.id for item in chunk],
-            "types": [item.task.type.value for item in chunk],
-            "priorities": [int(item.task.priority) for item in chunk],
-            "ranks": [item.task.rank for item in chunk],
-            "specs": [item.spec for item in chunk],
-            "delays": [float(item.task.delay_s) for item in chunk],
-            "states": [item.state.value for item in chunk],
-            "waiting": [item.waiting_for for item in chunk],
+            "ids": arrays.texts([item.id for item in chunk]),
+            "names": arrays.texts([item.task.name or item.id for item in chunk]),
+            "types": arrays.texts([item.task.type.value for item in chunk]),
+            "priorities": arrays.numbers([item.task.priority.value for item in chunk]),
+            "ranks": arrays.numbers([item.task.rank for item in chunk]),
+            "specs": arrays.texts([item.spec for item in chunk]),
+            "delays": arrays.numbers([item.task.delay_s for item in chunk]),
+            "states": arrays.texts([item.state.value for item in chunk]),
+            "waiting": arrays.numbers([item.waiting_for for item in chunk]),
             "source": source,
         }
         created.update(task_id for (task_id,) in conn.execute(_QUERIES.insert, columns))
@@ -265,7 +267,7 @@ def _notify(conn: Conn, states: Set[State]) -> None:
 def _find(conn: Conn, ids: list[str]) -> dict[str, Stored]:
     found: dict[str, Stored] = {}
     for chunk in _chunks(ids):
-        rows = conn.execute(_QUERIES.find, {"ids": chunk})
+        rows = conn.execute(_QUERIES.find, {"ids": arrays.texts(chunk)})
         found.update((task_id, Stored(spec, State(state))) for task_id, spec, state in rows)
     return found
 

@@ -13,14 +13,16 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from pysched.errors import InputError, NotFoundError
-from pysched.model import AttemptKey, Outcome, Priority, Record, State
-from pysched.store import sql
+from pysched.model import STATES, TERMINAL, AttemptKey, Outcome, Priority, Record, State
+from pysched.store import arrays, sql
 from pysched.store.database import Conn, Database
 
 _QUERIES = sql.load("finish")
 _NOBODY = uuid.UUID(int=0)  # the source of tallies that no home writes
 _RESULT_BYTES = 64 * 1024
 _REASON_CHARS = 1_000
+
+_PRIORITY_NAMES = [priority.name for priority in Priority]
 
 _Tally = Counter[tuple[str, int]]  # (kind, priority) → by how much it changes
 
@@ -42,13 +44,13 @@ def finish(
         for task_id, attempt, token, *rest, _ in rows:
             key = AttemptKey(id=task_id, attempt=attempt, token=token)
             owned.add(key)
-            priority, state = rest[2], State(rest[3])
-            if state.terminal:
+            priority, state = rest[2], STATES[rest[3]]
+            if state in TERMINAL:
                 records.append(record_of((task_id, *rest)))
                 tally[state.value, priority] += 1
             elif by_key[key].next_state is State.SCHEDULED:
                 tally["retried", priority] += 1
-        settle(conn, [(record.id, State(record.status)) for record in records], tally)
+        settle(conn, [(record.id, STATES[record.status]) for record in records], tally)
         count(conn, home, tally)
         return records, [key for key in by_key if key not in owned]
 
@@ -111,7 +113,10 @@ def undelivered(database: Database, home: uuid.UUID, limit: int) -> list[Record]
 def delivered(database: Database, records: Sequence[Record]) -> None:
     """See `Store.delivered`."""
     if records:
-        columns = {"ids": [each.id for each in records], "ends": [each.finished_at for each in records]}
+        columns = {
+            "ids": arrays.texts([each.id for each in records]),
+            "ends": arrays.times([each.finished_at for each in records]),
+        }
         database.execute(_QUERIES.delivered, columns)
 
 
@@ -125,13 +130,13 @@ def record_of(row: Sequence[Any]) -> Record:
         id=task_id,
         name=name,
         type=kind,
-        priority=Priority(priority).name,
+        priority=_PRIORITY_NAMES[priority],
         status=state,
         reason=reason,
         exit_code=exit_code,
         signal=signal,
         attempts=attempts,
-        node=None if node is None else str(node),
+        node=node,
         submitted_at=submitted_at,
         started_at=started_at,
         finished_at=finished_at,
@@ -181,25 +186,25 @@ def _columns(outcomes: Sequence[Outcome]) -> dict[str, Any]:
     """The arrays that the query takes.  No value in them can make the statement fail for all the others."""
     ends = [outcome.exit for outcome in outcomes]
     return {
-        "ids": [outcome.key.id for outcome in outcomes],
-        "attempts": [outcome.key.attempt for outcome in outcomes],
-        "tokens": [outcome.key.token for outcome in outcomes],
-        "voids": [outcome.void for outcome in outcomes],
-        "attempt_states": [outcome.attempt_state.value for outcome in outcomes],
-        "next_states": [outcome.next_state.value for outcome in outcomes],
-        "reasons": [_text(outcome.reason, _REASON_CHARS) for outcome in outcomes],
-        "delays": [float(outcome.delay_s) for outcome in outcomes],
-        "failed": [outcome.counts and outcome.attempt_state is State.FAILED for outcome in outcomes],
-        "pids": [end.pid for end in ends],
-        "starts": [end.started_at for end in ends],
-        "ends": [end.finished_at for end in ends],
-        "exit_codes": [end.exit_code for end in ends],
-        "signals": [end.signal for end in ends],
-        "cpu_ms": [end.cpu_ms for end in ends],
-        "max_rss_kb": [end.max_rss_kb for end in ends],
-        "stdouts": [_text(end.stdout) for end in ends],
-        "stderrs": [_text(end.stderr) for end in ends],
-        "results": [_json(end.result) for end in ends],
+        "ids": arrays.texts([outcome.key.id for outcome in outcomes]),
+        "attempts": arrays.numbers([outcome.key.attempt for outcome in outcomes]),
+        "tokens": arrays.numbers([outcome.key.token for outcome in outcomes]),
+        "voids": arrays.numbers([outcome.void for outcome in outcomes]),
+        "attempt_states": arrays.texts([outcome.attempt_state.value for outcome in outcomes]),
+        "next_states": arrays.texts([outcome.next_state.value for outcome in outcomes]),
+        "reasons": arrays.texts([_text(outcome.reason, _REASON_CHARS) for outcome in outcomes]),
+        "delays": arrays.numbers([float(outcome.delay_s) for outcome in outcomes]),
+        "failed": arrays.numbers([outcome.counts and outcome.attempt_state is State.FAILED for outcome in outcomes]),
+        "pids": arrays.numbers([end.pid for end in ends]),
+        "starts": arrays.times([end.started_at for end in ends]),
+        "ends": arrays.times([end.finished_at for end in ends]),
+        "exit_codes": arrays.numbers([end.exit_code for end in ends]),
+        "signals": arrays.texts([end.signal for end in ends]),
+        "cpu_ms": arrays.numbers([end.cpu_ms for end in ends]),
+        "max_rss_kb": arrays.numbers([end.max_rss_kb for end in ends]),
+        "stdouts": arrays.texts([_text(end.stdout) for end in ends]),
+        "stderrs": arrays.texts([_text(end.stderr) for end in ends]),
+        "results": arrays.texts([_json(end.result) for end in ends]),
     }
 
 
@@ -207,6 +212,8 @@ def _text(value: str | None, limit: int | None = None) -> str | None:
     """Text that PostgreSQL takes: no NUL, no lone surrogate (as in a file name that is not UTF-8)."""
     if value is None:
         return None
+    if value.isascii() and "\0" not in value:
+        return value[:limit]
     return value[:limit].replace("\0", "\N{REPLACEMENT CHARACTER}").encode("utf-8", "replace").decode()
 
 

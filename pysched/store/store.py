@@ -34,7 +34,7 @@ from pysched.model import (
     State,
 )
 from pysched.policy import Overdue
-from pysched.store import accepting, ending, migrate, sql, views
+from pysched.store import accepting, arrays, ending, migrate, sql, views
 from pysched.store.control import Control
 from pysched.store.database import Conn, Database
 from pysched.task import Task
@@ -43,6 +43,8 @@ _CLAIM = sql.load("claim")
 _NODES = sql.load("nodes")
 _VIEW = sql.load("view")
 _PROMOTE_BATCH = 1_000
+
+_PRIORITIES = list(Priority)
 
 Row = dict[str, Any]
 
@@ -195,11 +197,11 @@ class Store(Control):
             return []
         ordered = sorted(started, key=lambda item: item.key.id)  # one order of locks for all writers
         parameters = {
-            "ids": [item.key.id for item in ordered],
-            "attempts": [item.key.attempt for item in ordered],
-            "tokens": [item.key.token for item in ordered],
-            "pids": [item.pid for item in ordered],
-            "starts": [item.started_at for item in ordered],
+            "ids": arrays.texts([item.key.id for item in ordered]),
+            "attempts": arrays.numbers([item.key.attempt for item in ordered]),
+            "tokens": arrays.numbers([item.key.token for item in ordered]),
+            "pids": arrays.numbers([item.pid for item in ordered]),
+            "starts": arrays.times([item.started_at for item in ordered]),
         }
         owned = {_key(row) for row in self._database.execute(_CLAIM.start, parameters)}
         return [item.key for item in started if item.key not in owned]
@@ -332,7 +334,7 @@ def _claim(row: Sequence[Any]) -> Claim:
     task_id, attempt, token, priority, rank, sequence, spec, failures, submitted_at, waited_s = row
     return Claim(
         key=AttemptKey(id=task_id, attempt=attempt, token=token),
-        priority=Priority(priority),
+        priority=_PRIORITIES[priority],
         rank=rank,
         sequence=sequence,
         spec=spec,

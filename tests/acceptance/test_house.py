@@ -34,6 +34,7 @@ class TestMakefile:
             ("bench", ["/pytest -q benchmarks", "-m benchmarks.idle_node", "-m benchmarks.node_rate"]),
             ("bench-peers", ["-m venv", "pip install", "hyperqueue", "-m benchmarks.peers.compare"]),
             ("bench-server", ["benchmarks/benchmark.py"]),
+            ("chaos", ["-m tests.chaos --kills 200"]),
             ("clean", ["rm -rf build"]),
         ],
     )

@@ -58,8 +58,8 @@ WITH changed AS (
     SELECT id, %(home)s::uuid FROM changed WHERE finished_at IS NOT NULL
     ON CONFLICT (task_id) DO UPDATE SET home = excluded.home
 )
-SELECT id, attempt, token, name, type, priority, state, reason, exit_code, signal, attempts, node, submitted_at, started_at,
-    finished_at, run_ms, result, stdout, stderr,
+SELECT id, attempt, token, name, type, priority, state, reason, exit_code, signal, attempts, node::text, submitted_at,
+    started_at, finished_at, run_ms, result, stdout, stderr,
     (SELECT pg_notify('pysched', 'ready')::text WHERE EXISTS (SELECT FROM changed WHERE state = 'queued'))
 FROM changed;
 
@@ -178,8 +178,8 @@ WITH taken AS (
     UNION ALL
     (SELECT task_id FROM pysched.undelivered WHERE home = %(home)s::uuid LIMIT %(limit)s::integer)
 )
-SELECT id, name, type, priority, state, reason, exit_code, signal, attempts, node, submitted_at, started_at, finished_at,
-    run_ms, result, stdout, stderr
+SELECT id, name, type, priority, state, reason, exit_code, signal, attempts, node::text, submitted_at, started_at,
+    finished_at, run_ms, result, stdout, stderr
 FROM listed JOIN pysched.tasks ON id = task_id
 WHERE finished_at IS NOT NULL
 LIMIT %(limit)s::integer;
@@ -191,6 +191,6 @@ USING unnest(%(ids)s::text[], %(ends)s::timestamptz[]) AS w (id, finished_at), p
 WHERE u.task_id = w.id AND t.id = w.id AND t.finished_at = w.finished_at;
 
 -- name: record
-SELECT id, name, type, priority, state, reason, exit_code, signal, attempts, node, submitted_at, started_at, finished_at,
-    run_ms, result, stdout, stderr
+SELECT id, name, type, priority, state, reason, exit_code, signal, attempts, node::text, submitted_at, started_at,
+    finished_at, run_ms, result, stdout, stderr
 FROM pysched.tasks WHERE id = %(id)s;

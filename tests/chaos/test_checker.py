@@ -1,0 +1,226 @@
+"""The checker itself: a history that keeps every promise, and one for each way to break one."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from tests.chaos import checker
+from tests.chaos.checker import violations
+from tests.chaos.history import AttemptRow, DoneFile, End, Execution, History, Submitted, TaskRow, read_ledger
+
+
+def execution(task: str, attempt: int, start: int, end: int | None, code: int | None = 0) -> Execution:
+    return Execution(
+        task=task,
+        attempt=attempt,
+        pid=start,
+        started_ns=start,
+        ended_ns=end,
+        code=None if end is None else code,
+    )
+
+
+def good() -> History:
+    """`a` succeeded at once, `b` after an attempt that was lost and one that failed, `c` needs `a`, `d` failed."""
+    history = History(
+        submitted=[
+            Submitted(key="a"),
+            Submitted(key="b"),
+            Submitted(key="c", after=("a",), batch=1),
+            Submitted(key="d", max_retries=0, batch=1),
+            Submitted(key="never", acknowledged=False),
+            Submitted(key="named", acknowledged=False),
+        ],
+        executions=[
+            execution("a", 1, 10, 20),
+            execution("b", 1, 10, None),
+            execution("b", 2, 30, 40, 3),
+            execution("b", 3, 50, 60),
+            execution("c", 1, 25, 30),
+            execution("d", 1, 26, 31, 7),
+            execution("019-id", 1, 27, 32),
+        ],
+        tasks=[
+            TaskRow(id="a", name="a", state="succeeded", exit_code=0),
+            TaskRow(id="b", name="b", state="succeeded", attempts=3, exit_code=0),
+            TaskRow(id="c", name="c", state="succeeded", exit_code=0),
+            TaskRow(id="d", name="d", state="failed", reason="exit 7", exit_code=7),
+            TaskRow(id="019-id", name="named", state="succeeded", exit_code=0),
+        ],
+        attempts=[
+            AttemptRow(task="a", attempt=1, state="succeeded", exit_code=0, pid=10),
+            AttemptRow(task="b", attempt=1, state="failed", reason="lost"),
+            AttemptRow(task="b", attempt=2, state="failed", reason="exit 3", exit_code=3, pid=30),
+            AttemptRow(task="b", attempt=3, state="succeeded", exit_code=0, pid=50),
+            AttemptRow(task="c", attempt=1, state="succeeded", exit_code=0, pid=25),
+            AttemptRow(task="d", attempt=1, state="failed", reason="exit 7", exit_code=7, pid=26),
+            AttemptRow(task="019-id", attempt=1, state="succeeded", exit_code=0, pid=27),
+        ],
+    )
+    for row in history.tasks:
+        history.ends.append(End(task=row.id, state=row.state, attempts=row.attempts))
+        history.done.append(done_of(row))
+    return history
+
+
+def done_of(row: TaskRow, folder: str = "completed-0") -> DoneFile:
+    content = {
+        "id": row.id,
+        "status": row.state,
+        "reason": row.reason,
+        "attempts": row.attempts,
+        "exit_code": row.exit_code,
+    }
+    return DoneFile(folder=folder, task=row.id, content=content)
+
+
+def change_row(history: History, task: str, **changes: object) -> None:
+    history.tasks = [replace(row, **changes) if row.id == task else row for row in history.tasks]  # type: ignore[arg-type]
+
+
+def change_attempt(history: History, task: str, number: int, **changes: object) -> None:
+    history.attempts = [
+        replace(each, **changes) if (each.task, each.attempt) == (task, number) else each  # type: ignore[arg-type]
+        for each in history.attempts
+    ]
+
+
+def change_execution(history: History, task: str, number: int, **changes: object) -> None:
+    history.executions = [
+        replace(each, **changes) if (each.task, each.attempt) == (task, number) else each  # type: ignore[arg-type]
+        for each in history.executions
+    ]
+
+
+def without(history: History, field: str, task: str) -> None:
+    rows = getattr(history, field)
+    setattr(history, field, [row for row in rows if (row.id if field == "tasks" else row.task) != task])
+
+
+def lose(history: History) -> None:
+    for field in ("tasks", "attempts", "executions", "done", "ends"):
+        without(history, field, "a")
+
+
+def accept_twice(history: History) -> None:
+    row = TaskRow(id="020-id", name="named", state="succeeded", exit_code=0)
+    history.tasks.append(row)
+    history.attempts.append(AttemptRow(task=row.id, attempt=1, state="succeeded", exit_code=0))
+    history.executions.append(execution(row.id, 1, 70, 80))
+    history.ends.append(End(task=row.id, state=row.state, attempts=1))
+    history.done.append(done_of(row))
+
+
+def tear_batch(history: History) -> None:
+    history.submitted = [replace(each, acknowledged=False) if each.batch else each for each in history.submitted]
+    for field in ("tasks", "attempts", "executions", "done", "ends"):
+        without(history, field, "d")
+
+
+def run_again(history: History) -> None:
+    """River #1302: a completed job is overwritten, and runs again."""
+    change_row(history, "a", attempts=2)
+    history.attempts.append(AttemptRow(task="a", attempt=2, state="succeeded", exit_code=0, pid=70))
+    history.executions.append(execution("a", 2, 70, 80))
+    history.done = [file for file in history.done if file.task != "a"] + [done_of(history.tasks[0])]
+
+
+def overwrite(history: History) -> None:
+    """The same, where the record of the first end is overwritten as well."""
+    run_again(history)
+    change_attempt(history, "a", 1, state="failed", reason="lost", exit_code=None)
+    history.ends.append(End(task="a", state="succeeded", attempts=2))
+
+
+def finish_and_fail(history: History) -> None:
+    """Solid Queue #589: finished and failed."""
+    history.attempts.append(AttemptRow(task="a", attempt=1, state="failed", reason="lost"))
+
+
+def get_stuck(history: History) -> None:
+    """Procrastinate #1518: held for ever by a worker that is gone."""
+    change_row(history, "a", state="running", exit_code=None)
+    for field in ("attempts", "done", "ends"):
+        without(history, field, "a")
+
+
+def forget_submission(history: History) -> None:
+    del history.submitted[0]
+
+
+BREACHES: list[tuple[str, Callable[[History], None]]] = [
+    ("lost", lose),
+    ("accepted twice", accept_twice),
+    ("torn batch", tear_batch),
+    ("foreign", forget_submission),
+    ("lost", lambda history: history.rejected.append("a.task: no")),
+    ("never ended", get_stuck),
+    ("ended twice", overwrite),
+    ("ended twice", lambda history: without(history, "ends", "a")),
+    ("unexplained execution", run_again),
+    ("unexplained execution", lambda history: change_attempt(history, "b", 1, reason=None)),
+    ("unexplained execution", lambda history: history.executions.append(execution("a", 1, 21, 22))),
+    ("recorded twice", finish_and_fail),
+    ("recorded twice", lambda history: history.done.append(done_of(history.tasks[0], "completed-1"))),
+    ("no .done", lambda history: without(history, "done", "a")),
+    ("no .done", lambda history: history.undelivered.append("a")),
+    (".done disagrees", lambda history: change_row(history, "d", reason="exit 8")),
+    (".done disagrees", lambda history: history.done.append(done_of(TaskRow(id="x", name="x", state="failed")))),
+    ("not recorded", lambda history: change_row(history, "b", attempts=4)),
+    ("not recorded", lambda history: history.executions.append(execution("a", 2, 90, None))),
+    ("not recorded", lambda history: history.executions.append(execution("x", 1, 90, None))),
+    ("wrong record", lambda history: change_execution(history, "d", 1, code=0)),
+    ("wrong record", lambda history: change_execution(history, "a", 1, ended_ns=None, code=None)),
+    ("wrong record", lambda history: without(history, "executions", "a")),
+    ("wrong record", lambda history: change_attempt(history, "a", 1, exit_code=None)),
+    ("wrong record", lambda history: change_attempt(history, "a", 1, pid=11)),
+    ("wrong record", lambda history: change_row(history, "d", state="succeeded", reason=None)),
+    ("gave up early", lambda history: history.submitted.insert(0, Submitted(key="d", max_retries=1))),
+    ("unexplained execution", lambda history: history.submitted.insert(0, Submitted(key="b", max_retries=0))),
+    ("overlap", lambda history: change_execution(history, "b", 2, ended_ns=55)),
+    ("overlap", lambda history: change_execution(history, "b", 3, alone=False)),
+    ("out of order", lambda history: change_execution(history, "c", 1, started_ns=15)),
+    ("left running", lambda history: history.leftovers.append("4711: job")),
+    ("defect", lambda history: history.defects.append("node-0: Traceback")),
+]
+
+
+def test_a_good_history_has_no_violation() -> None:
+    assert violations(good()) == []
+
+
+def test_an_attempt_ended_from_outside_may_have_meant_another_exit() -> None:
+    history = good()
+    change_execution(history, "b", 1, ended_ns=29, code=0)  # done, and its node died before it could say so
+    assert violations(history) == []
+
+
+@pytest.mark.parametrize(("rule", "breach"), BREACHES, ids=[f"{n}-{rule}" for n, (rule, _) in enumerate(BREACHES)])
+def test_each_breach_is_found(rule: str, breach: Callable[[History], None]) -> None:
+    history = good()
+    breach(history)
+    assert rule in {violation.rule for violation in violations(history)}
+
+
+def test_every_rule_is_breached_here() -> None:
+    source = Path(checker.__file__).read_text()
+    assert {rule for rule, _ in BREACHES} == set(re.findall(r'Violation\(\s*"([^"]+)"', source))
+
+
+def test_the_ledger_is_read_as_jobs_write_it() -> None:
+    lines = ["S a 1 10 1 100\n", "S b 1 11 0 101\n", "E a 1 10 7 200\n"]
+    assert read_ledger(lines) == [
+        Execution(task="a", attempt=1, pid=10, started_ns=100, ended_ns=200, code=7),
+        Execution(task="b", attempt=1, pid=11, started_ns=101, alone=False),
+    ]
+
+
+@pytest.mark.parametrize("lines", [["E a 1 10 0 1"], ["S a 1 10 1 1", "S a 1 10 1 2"], ["X a 1 10 1 1"]])
+def test_a_line_that_no_job_writes_is_an_error(lines: list[str]) -> None:
+    with pytest.raises(ValueError, match="out of place"):
+        read_ledger(lines)
