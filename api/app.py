@@ -9,6 +9,7 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 
 from fastapi import Depends, FastAPI
+from starlette.types import Receive, Scope, Send
 
 import pysched
 from pysched.api import events, logs, nodes, operations, problems, schema, submit, tasks, tokens
@@ -59,7 +60,7 @@ def create_app(
             await shared.feed.close()
             await shared.acceptor.close()
 
-    app = FastAPI(
+    app = ControlPlane(
         title="pysched",
         summary="Submit, watch and steer jobs",
         version=pysched.__version__,
@@ -76,5 +77,23 @@ def create_app(
         app.include_router(resource.router)
     schema.install(app)
     names, any_address = allowed_hosts(settings.host)
-    app.add_middleware(Gate, keyring=shared.keyring, hosts=names, any_address=any_address)
+    app.gate = Gate(app.route, keyring=shared.keyring, hosts=names, any_address=any_address)
     return app
+
+
+class ControlPlane(FastAPI):
+    """FastAPI behind the gate, with a short cut to the one route on which every microsecond counts."""
+
+    gate: Gate
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http":
+            await self.gate(scope, receive, send)
+        else:  # the lifespan; WebSockets are switched off in the server
+            await super().__call__(scope, receive, send)
+
+    async def route(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["path"] == "/submit" and scope["method"] == "POST":
+            await submit.direct(self.state.context, scope, receive, send)
+        else:
+            await super().__call__(scope, receive, send)

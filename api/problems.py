@@ -126,6 +126,7 @@ def install(app: FastAPI) -> None:
     app.add_exception_handler(PyschedError, lambda _request, error: of_error(cast("PyschedError", error)))
     app.add_exception_handler(RequestValidationError, _invalid)
     app.add_exception_handler(HTTPException, _refused)
+    app.add_exception_handler(Exception, lambda _request, _error: internal())
 
 
 async def only_known_parameters(request: Request) -> None:
