@@ -27,9 +27,9 @@ _TASKS = 300
 _BUDGET_MS = 150
 _PYTHON = {"python -c pass": "pass", "python -c 'import httpx2'": "import httpx2"}
 _COMMANDS = (
-    "submit -- true", "submit --array 1-100 --delay 1h -- true", "ls", "ls -o json -n 200", "ls status=failed since=1d", "show %1",
-    "show bench", "logs bench", "wait bench", "explain bench", "cancel bench", "stats", "nodes", "export name=bench",
-    "completion bash", "--help", "ls --nonsense",
+    "submit -- true", "submit --array 1-100 --delay 1h -- true", "ls", "ls -o json -n 200",
+    "ls status=failed since=1d", "show %1", "show bench", "logs bench", "wait bench", "explain bench", "cancel bench",
+    "stats", "nodes", "export name=bench", "completion bash", "--help", "ls --nonsense",
 )  # fmt: skip
 
 Times = tuple[float, float]  # whole, processor; ms

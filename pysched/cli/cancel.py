@@ -7,7 +7,7 @@ import click
 from pysched.cli import bulk, selectors
 from pysched.cli.session import Session, client_command
 from pysched.client.results import Accepted
-from pysched.model import State
+from pysched.states import State
 
 _OPEN = ["blocked", "scheduled", "queued", "running"]
 
