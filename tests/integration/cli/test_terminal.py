@@ -45,10 +45,14 @@ class Terminal:
             assert time.monotonic() < deadline, (text, self.seen)
             self._read()
 
-    def _read(self) -> None:
+    def _read(self) -> bool:
+        """Whether there was something."""
+        data = b""
         if select.select([self._own], [], [], 0.1)[0]:
             with contextlib.suppress(OSError):
-                self.seen += os.read(self._own, 65_536)
+                data = os.read(self._own, 65_536)
+        self.seen += data
+        return bool(data)
 
     def press(self, keys: str) -> None:
         self.seen = b""
@@ -60,7 +64,8 @@ class Terminal:
         while self.process.poll() is None:
             assert time.monotonic() < deadline, self.seen
             self._read()  # else it could not write any more
-        self._read()
+        while select.select([self._own], [], [], 0)[0] and self._read():
+            pass  # what it wrote last may come in pieces
         assert termios.tcgetattr(self._theirs) == self.modes
         return self.process.returncode
 
