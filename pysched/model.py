@@ -41,6 +41,10 @@ class Reason:
         return f"signal {name}"
 
     @staticmethod
+    def parked(crashes: int) -> str:
+        return f"lost: {crashes} nodes ended while they ran it; retry it by hand"
+
+    @staticmethod
     def surviving(reason: str | None, survivors: int) -> str:
         return f"{reason}; {survivors} of its processes survive KILL"
 
@@ -77,9 +81,11 @@ class Abandoned:
     """A claim whose node is gone."""
 
     claim: Claim
-    node: str  # incarnation that held it
+    holder: uuid.UUID  # incarnation that holds it
+    node: str  # incarnation that started its attempt: the holder, or one that the holder came after
     pid: int | None  # of the attempt, if its start was recorded
     started_at: datetime | None
+    crashes: int  # nodes that ended by themselves while they ran the task, one after the other
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -138,6 +144,8 @@ class Outcome:
     delay_s: float = 0.0  # before the next attempt, with SCHEDULED
     counts: bool = True  # whether the attempt counts against max_retries
     void: bool = False  # no process ever existed: the attempt leaves no row, its number is used again
+    crashed: bool = False  # its node ended while it ran
+    holder: uuid.UUID | None = None  # whose claim it was, where a sweep ends it; None: the caller's
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

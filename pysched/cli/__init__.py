@@ -17,6 +17,7 @@ _SECTIONS = {
         "up": "everything: the embedded database, a node and the API",
         "demo": "everything on a throw-away home, with a mixed workload",
         "api": "the control plane alone",
+        "reload": "load a new version or new settings, without stopping jobs",
     },
     "Submit and steer": {
         "submit": "a command, or tasks from files",

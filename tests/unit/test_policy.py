@@ -64,6 +64,8 @@ def test_long_jobs_are_not_hoarded_and_short_ones_are_fetched_ahead() -> None:
     assert prefetch(0) == 0
     assert prefetch(8) == 0  # 8 workers, one second each
     assert 50 <= prefetch(2_000) <= 200
+    assert prefetch(2_000, claim_s=0.1) == 400  # the store is slow: workers must not wait for it
+    assert prefetch(100, claim_s=60.0) == 50
 
 
 waiting = st.tuples(*[st.integers(0, 200)] * 3)

@@ -5,6 +5,7 @@ WITH allowed AS (
     SELECT FROM pysched.nodes
     WHERE incarnation = %(node)s::uuid AND ended_at IS NULL AND NOT draining AND lease_until > clock_timestamp()
       AND NOT EXISTS (SELECT FROM pysched.control WHERE paused)
+      AND NOT EXISTS (SELECT FROM pysched.migrations WHERE number > %(schema)s::integer AND NOT additive)
 ), overdue AS MATERIALIZED (
     SELECT ready.ctid
     FROM unnest(%(overdue_priorities)s::smallint[], %(overdue_after)s::float8[], %(overdue_limits)s::integer[])
@@ -20,7 +21,7 @@ WITH allowed AS (
     ) AS ready
 )
 UPDATE pysched.tasks AS t
-SET holder = %(node)s::uuid, token = nextval('pysched.tokens'), attempts = attempts + 1
+SET holder = %(node)s::uuid, token = nextval('pysched.tokens'), attempts = attempts + 1, launcher = NULL
 WHERE ctid = ANY(ARRAY(SELECT ctid FROM overdue) || ARRAY(
     SELECT ctid FROM pysched.tasks
     WHERE place = 'ready' AND priority <= %(lowest)s::smallint
