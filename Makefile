@@ -30,7 +30,7 @@ SANITIZERS := thread address
 NATIVE_TESTS ?= tests/native \
 	$(addprefix tests/unit/test_,ready_queue.py ageing.py histogram.py executor.py executor_future.py executor_process.py)
 
-.PHONY: run test check fuzz-http bench bench-http bench-queue bench-peers bench-server bench-ten-thousand chaos sanitize $(SANITIZERS:%=sanitize-%) coverage clean FORCE
+.PHONY: run test check fuzz-http bench bench-cli bench-http bench-queue bench-peers bench-server bench-ten-thousand chaos sanitize $(SANITIZERS:%=sanitize-%) coverage clean FORCE
 .DELETE_ON_ERROR:
 
 run: $(INSTALLED)
@@ -50,6 +50,10 @@ bench-peers: $(VENV)/.editable
 	test -x build/peers/bin/python || $(PYTHON) -m venv build/peers
 	build/peers/bin/python -m pip install --quiet --disable-pip-version-check hyperqueue
 	$(BIN)/python -m benchmarks.peers.compare $(CURDIR)/build/peers/bin/python --write $(BENCH)
+
+# Each client command as a whole process.
+bench-cli: $(VENV)/.editable
+	$(BIN)/python -m benchmarks.command_line $(BENCH)
 
 bench-ten-thousand: $(VENV)/.editable
 	$(BIN)/python -m benchmarks.ten_thousand $(BENCH)

@@ -33,6 +33,7 @@ class TestMakefile:
             ("check", ["ruff check", "ruff format --check", "mypy", "lint-imports", "cython-lint"]),
             ("bench", ["/pytest -q benchmarks", "-m benchmarks.idle_node", "-m benchmarks.node_rate"]),
             ("bench-peers", ["-m venv", "pip install", "hyperqueue", "-m benchmarks.peers.compare"]),
+            ("bench-cli", ["-m benchmarks.command_line"]),
             ("bench-server", ["benchmarks/benchmark.py"]),
             ("chaos", ["-m tests.chaos --kills 200"]),
             ("clean", ["rm -rf build"]),
