@@ -308,6 +308,29 @@ def test_a_descendant_that_changes_its_limits_is_known_by_its_parents(start: Sta
     assert carriers(token) == set()
 
 
+def test_a_descendant_that_changes_its_limits_is_found_in_a_tree_larger_than_the_rest_of_the_machine(
+    start: Start, token: str
+) -> None:
+    """Then all strangers are asked for their parents, not all members for their children."""
+    strangers = sum(session_of(int(name)) not in (0, os.getsid(0)) for name in os.listdir("/proc") if name.isdigit())
+    if strangers > 1000:
+        pytest.skip(f"this machine runs {strangers} other processes")
+    run = start()
+    shed = f"{sys.executable} -S -c {quoted(SHEDS)} {token} child"
+    many = f"n=0; while [ $n -lt {strangers * 2 + 50} ]; do sleep 1000 & n=$((n+1)); done"
+    (handle,) = run.submit(run.shell(f"{many}; ({shed}) & sleep 1000"))
+    wait_until(lambda: len(sleepers(token)) == 2, "the descendants")
+    cancel(run, handle)
+    assert carriers(token) == set()
+
+
+def session_of(pid: int) -> int:
+    try:
+        return os.getsid(pid)
+    except ProcessLookupError:
+        return 0
+
+
 def test_an_orphan_that_changes_its_limits_is_known_by_its_environment(start: Start, token: str) -> None:
     run = start(subreaper=True)
     env = [b"PATH=/usr/bin:/bin", b"PYSCHED_TASK_ID=a", b"PYSCHED_ATTEMPT=1", b"PYSCHED_NODE=" + token.encode()]
