@@ -261,7 +261,7 @@ def test_a_stranger_with_a_reused_number_is_left(start: Start, token: str, membe
 
 def with_number(number: int, token: str) -> subprocess.Popen[bytes]:
     """A session leader that has this pid."""
-    for _ in range(1000):
+    for _ in range(100):
         LAST_PID.write_text(str(number - 1))
         stranger = subprocess.Popen(["sleep", token], start_new_session=True)
         if stranger.pid == number:
