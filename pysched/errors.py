@@ -16,7 +16,10 @@
     │   └── EmbeddedError            … because the embedded server cannot run                 1
     └── NodeError                    a node cannot start or go on                             1
         ├── HomeInUse                another process owns the home folder                     1
+        ├── NodeSuperseded           a newer pysched has changed the database                69
         └── NodeDefect               a node ended by a mistake of pysched                    70
+
+The latter two codes are for the guard of a node, which itself ends with 1.
 
 A message says what is wrong, where, and what would be right, in one line.
 """
@@ -119,6 +122,12 @@ class NodeError(PyschedError):
 
 class HomeInUse(NodeError):
     """Another process owns the home folder."""
+
+
+class NodeSuperseded(NodeError):
+    """A newer pysched has changed the database: to start this one again is of no use."""
+
+    exit_code = 69
 
 
 class NodeDefect(NodeError):

@@ -39,7 +39,7 @@ from pysched.engine.listener import Listener
 from pysched.engine.publisher import Publisher
 from pysched.engine.reaper import Reaper
 from pysched.engine.upkeep import Upkeep
-from pysched.errors import NodeDefect, NodeError, PyschedError, StoreError
+from pysched.errors import NodeDefect, NodeError, NodeSuperseded, PyschedError, StoreError
 from pysched.executors.files import LogFolder, take_result
 from pysched.executors.launch import Launcher
 from pysched.guard import HANDED_OVER, Link
@@ -377,7 +377,7 @@ class Node:
 
     def _supersede(self, why: str) -> None:
         """Running jobs end first; then `run` raises."""
-        self._failure = self._failure or NodeError(why)
+        self._failure = self._failure or NodeSuperseded(why)
         self._wanted.set()
 
     def _sample(self, store: Store) -> Sample:
