@@ -258,7 +258,7 @@ class Store(Control):
         the tasks that waited for it, any other end cancels them, all the way down.
 
         Returns the records of the tasks that ended, and the attempts that were not the caller's to end: nothing
-        was written about those.
+        was written about those.  Repeated after its answer was lost, it gives that answer.
         """
         return ending.finish(self._database, outcomes, home=home)
 

@@ -382,6 +382,56 @@ class TestFence:
         assert ([record.status for record in records], disowned) == (["succeeded"], [])
 
 
+class TestLostAnswer:
+    """The commit happened, its answer did not arrive, and the caller asks again."""
+
+    def test_of_an_end(self, store: Store) -> None:
+        accept(store, task("good"), task("bad"), task("again"), task("dependent", after=["good"]))
+        node = Node(store)
+        good, bad, again = [claim.key for claim in node.claim()]
+        ends = [
+            success(good),
+            outcome(bad, state=State.FAILED, reason="exit 1", exit_code=1),
+            outcome(again, state=State.FAILED, next_state=State.SCHEDULED, reason="exit 1", delay_s=99.0),
+        ]
+        first, disowned = node.finish(*ends)
+        assert ([record.id for record in first], disowned) == (["bad", "good"], [])
+        second, disowned = node.finish(*ends)
+        assert sorted(second, key=lambda record: record.id) == first
+        assert disowned == []
+        assert states(store, "good", "bad", "again", "dependent") == ["succeeded", "failed", "scheduled", "queued"]
+        totals = store.stats()
+        assert (totals["states"]["succeeded"], totals["states"]["failed"], totals["retried"]) == (1, 1, 1)
+
+    def test_of_an_end_that_somebody_has_undone_since(self, store: Store) -> None:
+        accept(store, task("a"))
+        node = Node(store)
+        end = outcome(node.key(), state=State.FAILED, reason="exit 1", exit_code=1)
+        node.finish(end)
+        store.retry("a")
+        assert node.finish(end) == ([], [])
+        assert states(store, "a") == ["queued"]
+        node.run()
+        assert node.finish(end) == ([], [])  # the record of the second attempt is not the first one's
+
+    def test_of_one_that_had_no_process(self, store: Store) -> None:
+        accept(store, task("a"))
+        node = Node(store)
+        end = outcome(
+            node.key(), state=State.CANCELLED, next_state=State.QUEUED, reason="shutdown", counts=False, void=True
+        )
+        assert node.finish(end) == ([], [])
+        assert node.finish(end) == ([], [])
+        assert store.get("a")["attempts"] == []
+
+    def test_a_sweep_with_the_same_token_is_another_writer(self, store: Store) -> None:
+        accept(store, task("a"))
+        node = Node(store)
+        key = node.key()
+        Node(store).finish(outcome(key, state=State.FAILED, reason="lost"))
+        assert node.finish(outcome(key, state=State.FAILED, reason="exit 1", exit_code=1)) == ([], [key])
+
+
 class TestPromote:
     def test_queues_what_is_due(self, store: Store, store_url: str) -> None:
         accept(store, *(task(f"t{number}", delay_s=3_600.0) for number in range(1_500)), task("later", delay_s=7_200.0))
