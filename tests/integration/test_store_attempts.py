@@ -69,13 +69,13 @@ class TestClaim:
             assert node.key().id == "b"
         assert node.key().id == "a"
 
-    def test_held_tells_it_again(self, store: Store) -> None:
-        accept(store, task("a"), task("b"))
+    def test_a_lost_answer_is_told_again(self, store: Store) -> None:
+        accept(store, task("a"), task("b"), task("c"))
         node, other = Node(store), Node(store)
-        claims = node.claim(limit=1)
-        node.start(claims[0].key)
+        first, second = node.claim(limit=1), node.claim(limit=1)
+        node.start(first[0].key)
         other.claim()
-        assert store.held(node.incarnation) == claims
+        assert store.unstarted(node.incarnation) == [second[0].key]
 
     def test_nothing_while_paused(self, store: Store) -> None:
         accept(store, task("a"))
