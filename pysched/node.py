@@ -298,6 +298,7 @@ class Node:
         self._listener.stop()
         self._dispatcher.stop()
         self._core.withdraw_all()
+        self._sweeper.stop()
         left = self._core.running
         self._core.close()
         self._reaper.stop()
@@ -405,8 +406,9 @@ class Node:
 
     def _fence(self) -> None:
         """Others may run our attempts soon, or do already: end them all; the store drops their results by the fence."""
-        self._core.withdraw_all()
-        self._kill(self._attempts.handles(), 0.0, _core.CAUSE_SHUTDOWN)
+        if not self._leaving:  # then they are the next incarnation's
+            self._core.withdraw_all()
+            self._kill(self._attempts.handles(), 0.0, _core.CAUSE_SHUTDOWN)
 
     def _resume(self) -> None:
         """The store answers again."""

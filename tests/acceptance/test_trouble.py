@@ -168,10 +168,11 @@ def test_a_node_that_ends_while_the_database_is_down_leaves_its_results_to_the_n
     server.stop("immediate")
     job.let_go()
     wait_until(lambda: spooled(shaky), "the result to be kept")
-    node.popen.send_signal(end)
-    node.popen.wait(60)
     if end == signal.SIGTERM:
+        assert node.terminate() == 0
         assert "kept in the spool" in node.messages
+    else:
+        node.kill()
     server.start()
     successor = shaky.node()
     assert_ran_once(shaky.done("job"))
@@ -304,6 +305,11 @@ def wait_for_either(first: Site, second: Site, task_id: str) -> dict[str, Any]:
     return site.done(task_id)
 
 
+def signal_node(process: Process, number: signal.Signals) -> None:
+    (pid,) = process.children()
+    os.kill(pid, number)
+
+
 def test_a_node_that_was_stopped_past_its_lease_drops_what_it_held(
     shaky: Site, server: OwnServer, tmp_path: Path
 ) -> None:
@@ -312,14 +318,14 @@ def test_a_node_that_was_stopped_past_its_lease_drops_what_it_held(
     job.content["max_retries"] = 1
     job.content["retry_delay_s"] = 0
     node = shaky.node()
-    other.processes[0].popen.send_signal(signal.SIGSTOP)  # so that the job is the node's
+    signal_node(other.processes[0], signal.SIGSTOP)  # so that the job is the node's
     job.begin()
     await_start_recorded(server, "job")
-    other.processes[0].popen.send_signal(signal.SIGCONT)
-    node.popen.send_signal(signal.SIGSTOP)
+    signal_node(other.processes[0], signal.SIGCONT)
+    signal_node(node, signal.SIGSTOP)
     job.await_attempts(2)
     await_start_recorded(server, "job")
-    node.popen.send_signal(signal.SIGCONT)
+    signal_node(node, signal.SIGCONT)
     node.await_message("the lease is valid again")
     job.let_go()
     record = wait_for_either(shaky, other, "job")
@@ -340,3 +346,35 @@ def test_a_claim_whose_answer_was_lost_is_found(shaky: Site, server: OwnServer, 
     node.await_message("handing back claims whose answer was lost")
     assert_ran_once(shaky.done("lost"))
     assert node.terminate() == 0
+
+
+def test_the_embedded_server_is_started_again(tmp_path: Path) -> None:
+    with open_home() as root:
+        site = Site(root, "")
+        embedded = EmbeddedServer(site.home)
+        up = site.start("up", "--port", "0", "--workers", "4", "--queue", str(site.queue))
+        site.completed = site.home / "completed"
+        try:
+            wait_until((site.home / "api.json").exists, up.messages)
+            job = Job(site, "job").begin()
+            with Client(home=site.home) as client:
+                wait_until(lambda: client.get("job")["status"] == "running", "the start to be recorded")
+            before = _postmaster_of(embedded)
+            os.kill(before, signal.SIGKILL)
+            up.await_message("PostgreSQL runs again")
+            assert _postmaster_of(embedded) != before
+            site.drop("after", {"command": "true"})
+            assert_ran_once(site.done("after"))
+            assert job.lives()
+            job.let_go()
+            assert_ran_once(site.done("job"))
+            assert up.terminate() == 0
+        finally:
+            if up.popen.poll() is None:
+                up.terminate()
+            site.close()
+            embedded.destroy()
+
+
+def _postmaster_of(embedded: EmbeddedServer) -> int:
+    return int((embedded._placement().data / "postmaster.pid").read_text().splitlines()[0])
