@@ -225,7 +225,8 @@ class Node:
             judged=self._sweeper.wake,
             fence=self._fence,
             idle=lambda: not self._attempts,
-            resumed=self._resume,
+            doubted=lambda: store.be_brief(True),
+            resumed=lambda: self._resume(store),
             trusts=lambda alone: _trusts_a_refusal(settings, alone=alone, on_a_socket=store.is_on_a_socket),
         )
         self._listener = Listener(
@@ -279,8 +280,6 @@ class Node:
         if self._core.running:
             self._log.info("draining; a second signal stops at once", running=self._core.running)
         self._await_jobs()
-        if not self._heartbeat.sure:
-            store.be_brief()
         self._reaper.stop()
         self._recorder.stop()
         self._deliverer.stop()
@@ -410,8 +409,9 @@ class Node:
             self._core.withdraw_all()
             self._kill(self._attempts.handles(), 0.0, _core.CAUSE_SHUTDOWN)
 
-    def _resume(self) -> None:
+    def _resume(self, store: Store) -> None:
         """The store answers again."""
+        store.be_brief(False)
         self._recorder.hurry()
         self._dispatcher.resume()
         self._sweeper.wake()

@@ -13,7 +13,7 @@ from collections.abc import Callable
 import structlog
 
 from pysched.engine.lease import LEASE_S, RENEW_S, RETRY_S, Lease
-from pysched.errors import DatabaseDown, StoreError
+from pysched.errors import DatabaseDown, DatabaseReadOnly, StoreError
 
 _LOOK_S = 1.0  # the fence: Python's waits stand still while the machine sleeps, the lease does not
 
@@ -23,8 +23,9 @@ class Heartbeat:
     anew after that; `judge()` ends nodes that let their lease run out.
 
     `fence()` ends all that is held, and is called again each second until `idle()`, since what was on its way into the
-    core comes after the first call.  `resumed()`: the lease is sure again.  `trusts(alone)`: whether a server that
-    says it is down proves that it is so for all, `alone` if no other node was there.
+    core comes after the first call.  `doubted()`: a renewal has failed; `resumed()`: the lease is sure again.
+    `trusts(alone)`: whether a server that says it is down (or read-only) is so for all, `alone` if no other node was
+    there.
     """
 
     def __init__(
@@ -36,6 +37,7 @@ class Heartbeat:
         judged: Callable[[], None],
         fence: Callable[[], None],
         idle: Callable[[], bool],
+        doubted: Callable[[], None],
         resumed: Callable[[], None],
         trusts: Callable[[bool], bool],
     ) -> None:
@@ -45,6 +47,7 @@ class Heartbeat:
         self._judged = judged
         self._fence = fence
         self._idle = idle
+        self._doubted = doubted
         self._resumed = resumed
         self._trusts = trusts
         self._guard = threading.Lock()  # of the lease; held for no call out of here
@@ -137,12 +140,14 @@ class Heartbeat:
         return True
 
     def _doubt(self, sent: float, error: StoreError) -> None:
-        down = isinstance(error, DatabaseDown) and self._trusts(not self._lease.others)
+        # One that takes no writes lets nobody judge either.
+        down = isinstance(error, DatabaseDown | DatabaseReadOnly) and self._trusts(not self._lease.others)
         with self._guard:
             was_sure = self._lease.sure
             self._lease.failed(sent=sent, down=down)
         if was_sure:
             self._log.warning("the lease is not renewed, claims wait", error=str(error))
+            self._doubted()
 
     # ── the fence ─────────────────────────────────────────────────────────────────────────────────
 

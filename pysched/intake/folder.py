@@ -58,19 +58,19 @@ class QueueFolder:
     def scan(self) -> list[Found]:
         """The files that wait, oldest first (by modification time, then name), at most `SCAN_MAX`."""
         found: list[Found] = []
+        stuck: list[Found] = []  # they take no place of others
         try:
             with os.scandir(self.path) as entries:
                 for entry in entries:
                     if entry.name.endswith(SUFFIX) and not entry.name.startswith("."):
                         with contextlib.suppress(FileNotFoundError):  # another node was faster
-                            found.append(Found.of(entry.name, entry.stat(follow_symlinks=False)))
+                            file = Found.of(entry.name, entry.stat(follow_symlinks=False))
+                            (stuck if file in self._stuck else found).append(file)
                         if len(found) == SCAN_MAX:
                             break
         except FileNotFoundError:
             self.prepare()
-        if self._stuck:
-            self._stuck &= set(found)
-            found = [file for file in found if file not in self._stuck]
+        self._stuck = set(stuck)
         found.sort(key=lambda file: (file.mtime_ns, file.name))
         return found
 

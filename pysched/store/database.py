@@ -59,6 +59,7 @@ class Database:
     def __init__(self, url: str, *, pool_size: int, connect_timeout_s: float) -> None:
         self._url = url
         self._timeout_s = connect_timeout_s
+        self._brief = False
         given = _parse(url)
         self._where = _where(given)
         self._on_a_socket = _is_socket(given)
@@ -159,12 +160,12 @@ class Database:
     @contextmanager
     def session(self) -> Iterator[Link]:
         """A pooled connection, in autocommit."""
-        with self._errors(), self._pool.connection(self._timeout_s) as conn:
+        with self._errors(), self._pool.connection(_BRIEF_S if self._brief else self._timeout_s) as conn:
             yield conn
 
-    def be_brief(self) -> None:
-        """Wait no longer for a connection than one takes."""
-        self._timeout_s = min(self._timeout_s, _BRIEF_S)
+    def be_brief(self, brief: bool) -> None:
+        """Whether to wait for a pooled connection only as long as a healthy server takes to give one."""
+        self._brief = brief
 
     @contextmanager
     def translated(self) -> Iterator[None]:
@@ -194,7 +195,7 @@ class Database:
 
     def _translate(self, error: psycopg.Error) -> StoreError:
         if isinstance(error, PoolTimeout):
-            return DatabaseUnreachable(f"PostgreSQL at {self._where} does not answer within {self._timeout_s:g} s")
+            return DatabaseUnreachable(f"PostgreSQL at {self._where} gives no connection in time")
         text = _one_line(str(error))
         return _kind(error, text)(f"PostgreSQL at {self._where}: {text}")
 

@@ -89,9 +89,9 @@ class Store(Control):
                 self._listener.close()
                 self._listener = None
 
-    def be_brief(self) -> None:
-        """For the end of a node whose database does not answer: fail after half a second from now on."""
-        self._database.be_brief()
+    def be_brief(self, brief: bool) -> None:
+        """While the database is known not to answer: fail after half a second instead of waiting for a connection."""
+        self._database.be_brief(brief)
 
     def __enter__(self) -> Store:
         self.open()

@@ -108,3 +108,23 @@ def test_a_folder_that_vanishes_is_made_again(folder: QueueFolder) -> None:
     folder.path.rmdir()
     assert folder.scan() == []
     assert folder.path.is_dir()
+
+
+def test_files_that_cannot_be_removed_take_no_place_of_others(
+    folder: QueueFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pysched.intake.folder.SCAN_MAX", 2)
+    for name in ("a.task", "b.task"):
+        drop(folder, name)
+    with monkeypatch.context() as broken:
+        broken.setattr(os, "unlink", _refuse)
+        for file in folder.scan():
+            with pytest.raises(PermissionError):
+                folder.remove(file)
+    assert folder.scan() == []
+    drop(folder, "c.task")
+    assert [file.name for file in folder.scan()] == ["c.task"]
+
+
+def _refuse(*_: object) -> None:
+    raise PermissionError
