@@ -13,6 +13,8 @@
     │   └── Unauthorized             … because the token is missing or wrong                  1
     ├── StoreError                   the store cannot do it                                   1
     │   ├── DatabaseUnreachable      … because PostgreSQL does not answer                     1
+    │   │   └── DatabaseDown         … and says so: nobody listens, or it starts or stops     1
+    │   ├── DatabaseReadOnly         … because PostgreSQL takes no writes now                 1
     │   └── EmbeddedError            … because the embedded server cannot run                 1
     └── NodeError                    a node cannot start or go on                             1
         ├── HomeInUse                another process owns the home folder                     1
@@ -110,6 +112,14 @@ class StoreError(PyschedError):
 
 class DatabaseUnreachable(StoreError):
     """PostgreSQL does not answer."""
+
+
+class DatabaseDown(DatabaseUnreachable):
+    """PostgreSQL is down: nobody listens at its address, or it is starting or stopping."""
+
+
+class DatabaseReadOnly(StoreError):
+    """PostgreSQL takes no writes: it is a standby, or was set so."""
 
 
 class EmbeddedError(StoreError):

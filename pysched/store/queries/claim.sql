@@ -72,10 +72,9 @@ WHERE ctid = ANY(ARRAY(
 RETURNING id, attempts, token, priority, rank, sequence, spec, failures, submitted_at,
     extract(epoch FROM clock_timestamp() - ready_at)::float8;
 
--- name: held
-SELECT id, attempts, token, priority, rank, sequence, spec, failures, submitted_at,
-    extract(epoch FROM clock_timestamp() - ready_at)::float8
-FROM pysched.tasks WHERE place = 'claimed' AND holder = %(node)s::uuid;
+-- name: unstarted
+SELECT id, attempts, token FROM pysched.tasks
+WHERE place = 'claimed' AND holder = %(node)s::uuid AND state = 'queued';
 
 -- name: promote
 WITH due AS (
