@@ -343,7 +343,7 @@ class Node:
     def _recorded(self, outcomes: Sequence[Outcome]) -> None:
         """Outcomes are durable: pass news on to whoever acts on it."""
         delays = [outcome.delay_s for outcome in outcomes if outcome.next_state is State.SCHEDULED]
-        if delays:
+        if delays and not self._leaving:  # then the core is closed, and the next incarnation looks by itself
             self._dispatcher.due_in(min(delays))
         self._profiler.observe_many([_ended(outcome) for outcome in outcomes if not outcome.void])
 
