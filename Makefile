@@ -31,7 +31,7 @@ SANITIZERS := thread address undefined
 NATIVE_TESTS ?= tests/native \
 	$(addprefix tests/unit/test_,ready_queue.py ageing.py histogram.py executor.py)
 
-.PHONY: run test check bench bench-queue bench-cli bench-peers bench-server bench-ten-thousand chaos sanitize $(SANITIZERS:%=sanitize-%) coverage clean FORCE
+.PHONY: run test check fuzz-http bench bench-http bench-queue bench-cli bench-peers bench-server bench-ten-thousand chaos sanitize $(SANITIZERS:%=sanitize-%) coverage clean FORCE
 .DELETE_ON_ERROR:
 
 run: $(INSTALLED)
@@ -69,6 +69,16 @@ bench-server: $(VENV)/.editable
 	    echo "== submitted by mode $$mode"; \
 	    PYSCHED_HOME=$$home $(BIN)/python benchmarks/benchmark.py --mode $$mode $(BENCH) || exit 1; \
 	  done; }
+
+# What the OpenAPI document promises, against calls made up from it.
+fuzz-http: $(VENV)/.editable
+	$(BIN)/python -m tests.integration.api.fuzz --calls 20000 $(FUZZ)
+
+# A durable POST /submit against a route that does nothing, batches against COPY, pages of many tasks.
+bench-http: $(VENV)/.editable
+	$(BIN)/python -m benchmarks.submit_rate
+	$(BIN)/python -m benchmarks.batch_rate
+	$(BIN)/python -m benchmarks.many_tasks
 
 # The ready queue on native threads, without processes: its cost, its memory, its peers in one process.
 bench-queue: $(VENV)/.editable

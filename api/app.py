@@ -18,6 +18,7 @@ from pysched.api.backend import Backend
 from pysched.api.context import Context, FindLogs
 from pysched.api.feed import Feed
 from pysched.api.keyring import Keyring
+from pysched.api.metrics import Metrics
 from pysched.api.mirror import Mirror
 from pysched.api.security import Gate, allowed_hosts, check_exposure
 from pysched.settings import Settings
@@ -48,6 +49,7 @@ def create_app(
         source=source,
         keyring=Keyring(token, store.tokens, file=token_file),
         feed=Feed(store.watcher),
+        metrics=Metrics(),
     )
 
     @asynccontextmanager
@@ -93,7 +95,14 @@ class ControlPlane(FastAPI):
             await super().__call__(scope, receive, send)
 
     async def route(self, scope: Scope, receive: Receive, send: Send) -> None:
+        shared: Context = self.state.context
         if scope["path"] == "/submit" and scope["method"] == "POST":
-            await submit.direct(self.state.context, scope, receive, send)
+            await submit.direct(shared, scope, receive, shared.metrics.timed("POST", lambda: "/submit", send))
         else:
-            await super().__call__(scope, receive, send)
+            timed = shared.metrics.timed(scope["method"], lambda: _template(scope), send)
+            await super().__call__(scope, receive, timed)
+
+
+def _template(scope: Scope) -> str:
+    """The path as it stands in the document; one name for all that is nowhere, or each would be a series of its own."""
+    return getattr(scope.get("route"), "path_format", "none")

@@ -10,6 +10,7 @@ Threads, and what each owns::
     deliverer   records without `.done`
     heartbeat   the lease; sweeps what other nodes abandoned
     profiler    profiler.csv
+    publisher   what was measured             ─ now and then ─► store
 
 Stopping goes down the same list, so nothing is ever sent to a stage that has stopped.
 """
@@ -27,7 +28,7 @@ from contextlib import ExitStack, contextmanager, suppress
 import structlog
 
 import pysched
-from pysched import _core
+from pysched import _core, latencies
 from pysched.engine import heartbeat, reaper, recovery
 from pysched.engine.adoption import Adopter
 from pysched.engine.attempts import Attempts
@@ -35,6 +36,7 @@ from pysched.engine.disks import Disks
 from pysched.engine.dispatcher import Dispatcher
 from pysched.engine.heartbeat import Heartbeat
 from pysched.engine.listener import Listener
+from pysched.engine.publisher import Publisher
 from pysched.engine.reaper import Reaper
 from pysched.engine.upkeep import Upkeep
 from pysched.errors import NodeDefect, NodeError, PyschedError, StoreError
@@ -221,6 +223,9 @@ class Node:
         )
         self._intake = Intake(settings.queue_folder, lambda tasks: self._accept(store, tasks), poll_s=settings.poll_s)
         self._profiler = Profiler(self._home.profile, lambda: self._sample(store))
+        self._publisher = Publisher(
+            lambda: store.publish_latencies(self._incarnation, latencies.dump(self._core.histograms()))
+        )
 
     def _start(self, store: Store) -> None:
         self._submitted_before = store.submitted()
@@ -232,6 +237,7 @@ class Node:
         for stage in (self._deliverer, self._recorder, self._reaper, self._heartbeat, self._dispatcher, self._listener):
             stage.start()
         self._profiler.start()
+        self._publisher.start()
         try:
             self._intake.start()
         except OSError as error:
@@ -262,6 +268,7 @@ class Node:
         self._deliverer.stop()
         self._heartbeat.stop()
         self._profiler.stop()
+        self._publisher.stop()
         self._core.close()
         with suppress(StoreError):
             store.end_node(self._incarnation)

@@ -165,7 +165,7 @@ class TestSlowClients:
             with socket.socket() as channel:
                 channel.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
                 channel.connect((host, int(port)))
-                head = f"GET /tasks/{task_id}/logs HTTP/1.1\r\nHost: {host}\r\nAuthorization: Bearer {TOKEN}\r\n\r\n".encode()
+                head = request_head(api, f"GET /tasks/{task_id}/logs", "")
                 dropped = False
                 deadline = time.monotonic() + DEADLINE_S
                 channel.settimeout(0.1)
