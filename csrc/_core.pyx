@@ -49,6 +49,7 @@ include "tree.pyx"            # the processes of an attempt, and what they are k
 include "attempt_table.pyx"   # running attempts in a file, for whoever comes after this process
 include "engine.pyx"          # what the lanes share: registry, submission, waking
 include "killer.pyx"          # the thread that ends trees
+include "strays.pyx"          # members of a tree that shed its mark
 include "lane.pyx"            # the threads: exploit, wait
 include "adoption.pyx"        # attempts of an earlier incarnation in a lane's hands
 include "mail.pyx"            # what they are told to do: letters and due timers

@@ -82,6 +82,10 @@ cdef cppclass Tree:
 
 ctypedef Tree* TreePtr
 
+cdef struct Stranger:   # met in a scan, and of no tree by mark or session
+    pid_t pid
+    pid_t parent
+
 cdef struct Member:     # met in a scan
     Tree* tree
     pid_t pid

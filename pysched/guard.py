@@ -27,6 +27,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import json
+import math
 import os
 import select
 import signal
@@ -115,7 +116,8 @@ class Guard:
         self._stops = 0  # how often a stop was asked for
         self._told_late = False  # the node hears of them once it is ready
         self._reloading = False
-        self._reload_ends = 0.0
+        self._reload_ends = 0.0  # monotonic: of the API's patience
+        self._node_told = False  # of the reload
         self._oom_kills = 0
         self._code: int | None = None  # of the whole, once it is certain
 
@@ -166,9 +168,21 @@ class Guard:
         if not self._reloading:
             self._reloading = True
             self._reload_ends = time.monotonic() + _API_GRACE_S
-            self._node.tell(RELOAD)
             for child in self._children[1:]:
                 child.tell(signal.SIGTERM)
+
+    def _reload(self, now: float) -> None:
+        """The API first: the node, which comes back, is then the last to leave the database, and lets it run."""
+        others = [child for child in self._children[1:] if child.process is not None]
+        if others and now >= self._reload_ends:
+            for child in others:
+                child.tell(signal.SIGKILL)
+            self._reload_ends = math.inf
+        if not others and not self._node_told:
+            self._node_told = True
+            self._node.tell(RELOAD)
+        if not self._living():
+            self._exec()
 
     # ── ends of processes ─────────────────────────────────────────────────────────────────────────
 
@@ -252,11 +266,7 @@ class Guard:
         if self._code is not None:
             return
         if self._reloading and not self._stops:
-            if self._node.process is None and now >= self._reload_ends:
-                for child in self._children:
-                    child.tell(signal.SIGKILL)
-            if not self._living():
-                self._exec()
+            self._reload(now)
             return
         for child in self._children:
             if child.process is None and now >= child.restart_at and (child is self._node or not self._stops):
@@ -287,7 +297,7 @@ class Guard:
         for descriptor in kept:
             os.set_inheritable(descriptor, False)
         signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
-        self._reloading = False
+        self._reloading = self._node_told = False
 
     # ── ends of this process ──────────────────────────────────────────────────────────────────────
 
@@ -299,8 +309,8 @@ class Guard:
         if self._code is not None:
             return 60.0
         now = time.monotonic()
-        if self._reloading:
-            return max(0.0, self._reload_ends - now) if now < self._reload_ends else 1.0
+        if self._reloading and not self._stops:
+            return min(60.0, max(0.0, self._reload_ends - now))
         waiting = [
             child.restart_at - now
             for child in self._children

@@ -167,12 +167,11 @@ class Node:
             finished=self._recorded,
             disowned=self._disown,
         )
+        claimer = store.claimer(self._incarnation)
         self._dispatcher = Dispatcher(
             self._core,
             self._attempts,
-            claim=lambda lowest, limit, overdue: store.claim(
-                self._incarnation, lowest=lowest, limit=limit, overdue=overdue
-            ),
+            claim=lambda lowest, limit, overdue: claimer.claim(lowest=lowest, limit=limit, overdue=overdue),
             promote=store.promote,
             prepare=launcher.prepare,
             unstartable=self._unstartable,

@@ -36,6 +36,7 @@ from pysched.model import (
 )
 from pysched.policy import Overdue
 from pysched.store import accepting, arrays, ending, migrate, retention, sql, views
+from pysched.store.claiming import Claimer, claim_of
 from pysched.store.control import Control
 from pysched.store.database import Conn, Database
 from pysched.task import Task
@@ -44,8 +45,6 @@ _CLAIM = sql.load("claim")
 _NODES = sql.load("nodes")
 _VIEW = sql.load("view")
 _PROMOTE_BATCH = 1_000
-
-_PRIORITIES = list(Priority)
 
 Row = dict[str, Any]
 
@@ -209,21 +208,16 @@ class Store(Control):
         schema.  Tasks that other transactions are looking at are skipped; whoever locks a ready task without taking
         it notifies.
         """
-        parameters = {
-            "node": incarnation,
-            "lowest": int(lowest),
-            "limit": limit,
-            "overdue_priorities": [int(part.priority) for part in overdue],
-            "overdue_after": [part.after_s for part in overdue],
-            "overdue_limits": [part.limit for part in overdue],
-            "schema": self._schema,
-        }
-        claims = [_claim(row) for row in self._database.execute(_CLAIM.claim, parameters)]
-        return sorted(claims, key=lambda claim: (claim.priority, -claim.rank, claim.sequence))
+        return self.claimer(incarnation).claim(lowest=lowest, limit=limit, overdue=overdue)
+
+    def claimer(self, incarnation: uuid.UUID) -> Claimer:
+        """The same for a node that claims again and again: it does not begin at the head each time, should that be
+        slow."""
+        return Claimer(self._database, incarnation, self._schema)
 
     def held(self, incarnation: uuid.UUID) -> builtins.list[Claim]:
         """All that a node holds, claimed or running: what it compares with its memory after a lost answer."""
-        return [_claim(row) for row in self._database.execute(_CLAIM.held, {"node": incarnation})]
+        return [claim_of(row) for row in self._database.execute(_CLAIM.held, {"node": incarnation})]
 
     def promote(self) -> float | None:
         """Queue the scheduled tasks whose time has come; seconds until the next one's, None if there is none."""
@@ -375,19 +369,5 @@ def _key(row: Sequence[Any]) -> AttemptKey:
 def _abandoned(row: Sequence[Any]) -> Abandoned:
     *claim, holder, launcher, pid, started_at, crashes = row
     return Abandoned(
-        claim=_claim(claim), holder=holder, node=str(launcher), pid=pid, started_at=started_at, crashes=crashes
-    )
-
-
-def _claim(row: Sequence[Any]) -> Claim:
-    task_id, attempt, token, priority, rank, sequence, spec, failures, submitted_at, waited_s = row
-    return Claim(
-        key=AttemptKey(id=task_id, attempt=attempt, token=token),
-        priority=_PRIORITIES[priority],
-        rank=rank,
-        sequence=sequence,
-        spec=spec,
-        failures=failures,
-        submitted_at=submitted_at,
-        waited_s=max(0.0, waited_s),  # the server's clock may have been set back
+        claim=claim_of(claim), holder=holder, node=str(launcher), pid=pid, started_at=started_at, crashes=crashes
     )
