@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import select
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from typing import Any, TypeVar
 
 import psycopg
@@ -99,14 +99,14 @@ class Database:
 
         return self._retrying(run)
 
-    def transaction(self, work: Callable[[Conn], T]) -> T:
+    def transaction(self, work: Callable[[Conn], T], *, pipelined: bool = True) -> T:
         """`work` in one transaction, begun again after a deadlock, a serialization failure or `Raced`.
 
-        Statements are pipelined: they go out without waiting until a result is asked for.
+        Statements are pipelined: they go out without waiting until a result is asked for.  COPY cannot be.
         """
 
         def run(conn: Conn) -> T:
-            with conn.pipeline(), conn.transaction():
+            with conn.pipeline() if pipelined else nullcontext(), conn.transaction():
                 return work(conn)
 
         return self._retrying(run)
