@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from pysched.cli import table
 from pysched.cli.session import Session
-from pysched.errors import InputError, PyschedError
+from pysched.errors import InputError
 
 if TYPE_CHECKING:
     from rich.progress import Progress
@@ -61,7 +61,7 @@ def _verdict(session: Session, tasks: Sequence[TaskDetail]) -> int:
 
 
 def _progress(*, transient: bool = False) -> Progress:
-    """On standard error, as the answer goes to standard output; imported where a bar is shown, for it takes its time."""
+    """On standard error, beside the answer; imported only where a bar is shown, for that takes its time."""
     from rich.console import Console
     from rich.progress import (
         BarColumn,
@@ -110,7 +110,7 @@ def follow(
     """Output as it comes, until all have ended; lines of several tasks behind their ids, in colours."""
     if len(ids) > _FOLLOWED_MAX:
         raise InputError(f"{len(ids)} tasks are too many to follow at once; name up to {_FOLLOWED_MAX}")
-    pieces: queue.Queue[tuple[int, str, bytes | PyschedError | None]] = queue.Queue(maxsize=1000)
+    pieces: queue.Queue[tuple[int, str, bytes | Exception | None]] = queue.Queue(maxsize=1000)
     feeds = [(index, stream) for index in range(len(ids)) for stream in streams]
     for index, stream in feeds:
         arguments = (session, ids[index], stream, attempt, index, pieces)
@@ -122,7 +122,7 @@ def follow(
         if piece is None:
             open_feeds -= 1
             writer.end(index, stream)
-        elif isinstance(piece, PyschedError):
+        elif isinstance(piece, Exception):
             raise piece
         else:
             writer.write(index, stream, piece)
@@ -137,7 +137,7 @@ def _read(
         for piece in session.client.logs(task_id, stream, attempt=attempt, follow=True):
             pieces.put((index, stream, piece))
         pieces.put((index, stream, None))
-    except PyschedError as error:
+    except Exception as error:
         pieces.put((index, stream, error))
 
 
