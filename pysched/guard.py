@@ -39,7 +39,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from pysched._core import AttemptTable
-from pysched.errors import NodeDefect, NodeError
+from pysched.errors import NodeDefect, NodeError, NodeSuperseded
 from pysched.home import Home
 from pysched.supervisor import QUICK_DEATHS, SCHEDULER, Child
 
@@ -232,11 +232,11 @@ class Guard:
         if self._code is not None or (code == HANDED_OVER and self._reloading):
             return
         if self._stops and (code >= 0 or self._node.deaths >= QUICK_DEATHS or not self._holds_jobs()):
-            self._code = 0 if code == -signal.SIGTERM else abs(code)
+            self._code = 0 if code == -signal.SIGTERM else _public(code)
         elif code == 0 and len(self._children) == 1:
             self._code = 0  # somebody else told it to stop
-        elif code > 0 and not self._state.served:
-            self._code = code  # it has said why
+        elif code == NodeSuperseded.exit_code or (code > 0 and not self._state.served):
+            self._code = _public(code)  # it has said why
             for child in self._children:
                 child.tell(signal.SIGTERM)
         elif not self._state.served and self._node.deaths >= QUICK_DEATHS:
@@ -324,6 +324,11 @@ class Guard:
         for child in self._children:
             if child.process is not None:
                 child.process.wait()
+
+
+def _public(code: int) -> int:
+    """The exit code that a node's means to those outside."""
+    return 1 if code < 0 or code in {NodeSuperseded.exit_code, NodeDefect.exit_code, HANDED_OVER} else code
 
 
 def _fail_for_good(child: Child, code: int) -> None:

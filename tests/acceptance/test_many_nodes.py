@@ -9,6 +9,7 @@ from pathlib import Path
 import psycopg
 import pytest
 
+from pysched.model import Priority
 from pysched.store import migrate
 from pysched.store.store import Store
 from pysched.task import Task
@@ -57,7 +58,7 @@ def test_a_draining_node_ends_what_runs_and_hands_back_the_rest(site: Site, stor
     go = site.root / "go"
     submit(store, Task(id="a-runs", command=gate(go)))
     wait_until(lambda: status(store, "a-runs") == "running", "the first task")
-    submit(store, Task(id="b-waits", priority="HIGH", command=["/bin/true"]))
+    submit(store, Task(id="b-waits", priority=Priority.HIGH, command=["/bin/true"]))
     (listed,) = store.nodes()
     store.drain(uuid.UUID(listed["incarnation"]))
     node.await_message("draining")
@@ -94,7 +95,7 @@ def test_an_older_node_ends_itself_at_a_migration_that_changes(site: Site, store
     submit(store, Task(id="runs", command=gate(go)))
     wait_until(lambda: status(store, "runs") == "running", "the task")
     migration(site, additive=False)
-    submit(store, Task(id="waits", priority="HIGH", command=["/bin/true"]))
+    submit(store, Task(id="waits", priority=Priority.HIGH, command=["/bin/true"]))
     node.await_message("upgrade pysched")
     go.touch()
     assert site.done("runs")["status"] == "succeeded"
