@@ -27,6 +27,7 @@ cdef enum Parked:
 cdef enum LetterKind:
     LETTER_KILL
     LETTER_ARM
+    LETTER_ZYGOTE
     LETTER_GONE         # of the killer: nothing is left of the tree
     LETTER_SURVIVES     # of the killer: KILL was long ago
 
@@ -36,7 +37,7 @@ cdef struct Letter:     # what Python asks of a lane, which alone touches its ch
     # Never a Record*, which may end before the letter is read.  LETTER_ARM: the token.  From the killer it is one,
     # which its lane keeps until LETTER_GONE.
     uint64_t handle
-    int64_t ns          # LETTER_KILL: grace; _ARM: deadline; _GONE: requests answered; _SURVIVES: how many
+    int64_t ns          # LETTER_KILL: grace; _ARM: deadline; _ZYGOTE: the socket; _GONE: requests answered; _SURVIVES: how many
 
 
 cdef cppclass Killer    # killer.pyx

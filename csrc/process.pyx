@@ -61,6 +61,8 @@ cdef cppclass Record:
     pid_t pid           # also its process group and session; 0: not running
     int pidfd
     uint8_t cause
+    bint warm           # forked by the zygote, see zygote.pyx
+    int64_t ending_grace_ns  # of a kill that came while it was starting; -1: none did
     # its tree, see tree.pyx
     rlimit mark
     char* identity[3]   # PYSCHED_TASK_ID=, PYSCHED_ATTEMPT=, PYSCHED_NODE=; NULL: not in the environment
@@ -161,7 +163,7 @@ cdef bint record_reap(Record* record, int* status, int* error, rusage* usage, in
     """Collect the ended leader; False: it runs.  What it leaves behind in its group is ended first, while the zombie
     still holds the group's number.
 
-    At exec the kernel credits the child with the peak of the memory it leaves, which is ours (exec_mmap sets
+    At exec (a warm job has none) the kernel credits the child with the peak of the memory it leaves, which is ours (exec_mmap sets
     signal->maxrss): a peak that is not above ours says nothing, and 0 is reported.  `peak_kb` is what the caller knows
     of ours, and is looked up again only when the child's is above it."""
     status[0] = -1
@@ -173,6 +175,8 @@ cdef bint record_reap(Record* record, int* status, int* error, rusage* usage, in
         if wait4(record.pid, status, WNOHANG, usage) != record.pid:
             status[0] = -1
             error[0] = ECHILD
+    if record.warm:
+        return True
     if usage.ru_maxrss > peak_kb[0]:
         peak_kb[0] = own_peak_kb()
     if usage.ru_maxrss <= peak_kb[0]:
@@ -262,6 +266,8 @@ cdef Record* record_new(Launch launch) except NULL:
     record.grace_ns = launch.grace_ns
     record.waited_ns = launch.waited_ns
     record.pidfd = -1
+    record.warm = launch.warm
+    record.ending_grace_ns = -1
     record.timer.owner = record
     record.look.owner = record
     record.ticket.item = <uint64_t> record

@@ -271,8 +271,8 @@ def _arguments(arguments: list[str]) -> dict[str, Any]:
     return {**params, **flags}
 
 
-def main(arguments: list[str]) -> int:
-    """Run as a program; the exit code."""
+def main(arguments: list[str], *, started: float = _LOADED) -> int:
+    """Run as a program whose time began at `started`, of the monotonic clock; the exit code."""
     try:
         given = _arguments(arguments)
         mode = given.pop("mode", "train")
@@ -282,7 +282,7 @@ def main(arguments: list[str]) -> int:
     except ParameterError as error:
         print("ml_task:", " ".join(str(error).split()), file=sys.stderr)
         return 2
-    result = (_train if mode == "train" else _infer)(parameters, started=_LOADED)
+    result = (_train if mode == "train" else _infer)(parameters, started=started)
     line = json.dumps(result)
     print(line, flush=True)
     path = os.environ.get("PYSCHED_RESULT")

@@ -63,6 +63,8 @@ class Launch:
     waited_s     seconds it has waited elsewhere, ≥ 0; counts in Event.wait_ns and towards Core's ageing_s
     mark         0 … 2**61-1, by which every descendant is known (`csrc/tree.pyx`): unique on this machine, and best
                  the same for whoever must find what is left of the attempt; 0: the core makes one
+    warm         forked by the zygote (Core.meet_zygote) instead of executed: argv says what it calls, candidates are not
+                 looked at
 
     Raises `ValueError` (names the field) for a NUL byte, an empty argv, candidates or path, a number out of range,
     and `TypeError` for anything that is not of the annotated type.
@@ -85,6 +87,7 @@ class Launch:
         grace_s: float = 5.0,
         waited_s: float = 0.0,
         mark: int = 0,
+        warm: bool = False,
     ) -> None: ...
     @property
     def handle(self) -> int: ...
@@ -114,6 +117,8 @@ class Launch:
     def waited_s(self) -> float: ...
     @property
     def mark(self) -> int: ...
+    @property
+    def warm(self) -> bool: ...
 
 @final
 class Event:

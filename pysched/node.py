@@ -10,6 +10,7 @@ Threads, and what each owns::
     deliverer   records without `.done`
     heartbeat   the lease; sweeps what other nodes abandoned
     profiler    profiler.csv
+    zygote      the process from which ML jobs are forked
 
 Stopping goes down the same list, so nothing is ever sent to a stage that has stopped.
 """
@@ -37,9 +38,11 @@ from pysched.engine.listener import Listener
 from pysched.engine.reaper import Reaper
 from pysched.errors import NodeError, PyschedError, StoreError
 from pysched.executors.files import LogFolder, take_result
-from pysched.executors.launch import Launcher
+from pysched.executors.launch import Launcher, inherited
+from pysched.executors.zygote import Zygote
 from pysched.home import Home
 from pysched.intake.intake import Intake
+from pysched.ml import _sibling
 from pysched.model import Acceptance, AttemptKey, Claim, NodeInfo, Outcome, Priority, State
 from pysched.profiler import End, Ended, Profiler, Sample
 from pysched.recorder.done import CompletedFolder
@@ -116,7 +119,10 @@ class Node:
             raise NodeError(
                 f"completed folder {completed.path}: {error.strerror}; choose another with --completed"
             ) from None
-        launcher = Launcher(node=str(self._incarnation), work=self._home.work, logs=logs, environ=os.environ)
+        warm = settings.warm and _sibling.available()
+        launcher = Launcher(
+            node=str(self._incarnation), work=self._home.work, logs=logs, environ=os.environ, warm=warm
+        )
         self._core = _core.Core(
             lanes=settings.lane_count,
             workers=settings.workers,
@@ -125,6 +131,7 @@ class Node:
             log_limit=settings.log_limit,
             log_limit_ends=settings.on_log_limit == "fail",
         )
+        self._zygote = self._make_zygote() if warm else None
         disks = Disks([self._home.path, completed.path])
         self._deliverer = Deliverer(
             write=completed.write,
@@ -175,12 +182,23 @@ class Node:
         self._intake = Intake(settings.queue_folder, lambda tasks: self._accept(store, tasks), poll_s=settings.poll_s)
         self._profiler = Profiler(self._home.profile, lambda: self._sample(store))
 
+    def _make_zygote(self) -> Zygote:
+        return Zygote(
+            lanes=self._settings.lane_count,
+            preload=self._settings.preload,
+            environ=inherited(os.environ),
+            meet=self._core.meet_zygote,
+            awaited_s=self._core.awaits_zygote_s,
+        )
+
     def _start(self, store: Store) -> None:
         self._submitted_before = store.submitted()
         store.register(self._info, heartbeat.LEASE_S)
         store.take_over(self._info.home, self._incarnation)
         while self._recover(store):
             pass
+        if self._zygote is not None:
+            self._zygote.start()
         for stage in (self._deliverer, self._recorder, self._reaper, self._heartbeat, self._dispatcher, self._listener):
             stage.start()
         self._profiler.start()
@@ -206,6 +224,7 @@ class Node:
         if self._core.running:
             self._log.info("draining; a second signal stops at once", running=self._core.running)
         self._await_jobs()
+        self._stop_zygote()
         self._reaper.stop()
         self._recorder.stop()
         self._deliverer.stop()
@@ -232,8 +251,13 @@ class Node:
         self._at_once.wait()
         if not ended.is_set():
             self._kill(self._attempts.handles(), 0.0, _core.CAUSE_SHUTDOWN)
+            self._stop_zygote()  # what is still waiting to be forked ends with it
         if not ended.wait(_KILLED_S):
             self._log.error("processes survive KILL, leaving them", running=self._core.running)
+
+    def _stop_zygote(self) -> None:
+        if self._zygote is not None:
+            self._zygote.stop()
 
     def _accept(self, store: Store, tasks: Sequence[Task]) -> Sequence[Acceptance | PyschedError]:
         verdicts = store.accept(tasks, source=self._incarnation, atomic=False)
