@@ -22,6 +22,7 @@ import json
 import os
 import sys
 import traceback
+import types
 from collections.abc import Callable
 from typing import Any, NoReturn
 
@@ -109,6 +110,8 @@ def _resolve(target: str) -> Callable[..., Any]:
 
 
 def _check_arguments(target: str, function: Callable[..., Any], params: dict[str, Any]) -> None:
+    if _plainly_fits(function, params):
+        return
     path = target.partition(":")[2]
     try:
         signature = inspect.signature(function)
@@ -118,6 +121,20 @@ def _check_arguments(target: str, function: Callable[..., Any], params: dict[str
         signature.bind(**params)
     except TypeError as error:
         raise _RefusedError(f"{target}: params do not fit {path}{signature}: {error}") from None
+
+
+def _plainly_fits(function: Callable[..., Any], params: dict[str, Any]) -> bool:
+    """Whether a plain function surely takes `params`; a signature is ten times as dear, and needed for all others."""
+    if type(function) is not types.FunctionType or hasattr(function, "__wrapped__"):
+        return False
+    code = function.__code__
+    if code.co_posonlyargcount:
+        return False
+    positional = code.co_varnames[: code.co_argcount]
+    named = code.co_varnames[: code.co_argcount + code.co_kwonlyargcount]
+    optional = {*positional[code.co_argcount - len(function.__defaults__ or ()) :], *(function.__kwdefaults__ or ())}
+    takes_any = bool(code.co_flags & inspect.CO_VARKEYWORDS)
+    return all(name in params or name in optional for name in named) and (takes_any or all(map(named.__contains__, params)))
 
 
 def _deliver(target: str, value: object) -> int:
@@ -143,9 +160,14 @@ def _deliver(target: str, value: object) -> int:
 
 
 def _write(path: str, data: bytes) -> None:
-    with open(f"{path}.part", "wb") as file:
-        file.write(data)
-    os.replace(f"{path}.part", path)
+    part = f"{path}.part"
+    file = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o666)
+    try:
+        while data:
+            data = data[os.write(file, data) :]
+    finally:
+        os.close(file)
+    os.replace(part, path)
 
 
 def _record(kind: str, message: str, trace: str | None) -> None:
@@ -154,11 +176,16 @@ def _record(kind: str, message: str, trace: str | None) -> None:
     if path:
         error = {
             "type": kind,
-            "message": message[:_MESSAGE_CHARACTERS],
-            "traceback": None if trace is None else trace[-_TRACEBACK_CHARACTERS:],
+            "message": _storable(message[:_MESSAGE_CHARACTERS]),
+            "traceback": None if trace is None else _storable(trace[-_TRACEBACK_CHARACTERS:]),
         }
         with contextlib.suppress(OSError):
-            _write(path, json.dumps({"error": error}).replace("\\u0000", "\\ufffd").encode())
+            _write(path, json.dumps({"error": error}).encode())
+
+
+def _storable(text: str) -> str:
+    """Without what no text of a database holds: NUL, and halves of surrogate pairs."""
+    return text.replace("\0", "\ufffd").encode("utf-8", "replace").decode()
 
 
 def _plain(value: Any) -> object:

@@ -2,8 +2,8 @@
 
     zygote.py STATUS SOCKET,SOCKET,… PROBLEM MODULE…
 
-The node starts it with inherited descriptors: STATUS is a pipe that gets one line of JSON, `{"problem": …}`, when the
-zygote is ready; the SOCKETs, one a lane, bring requests (the conversation is drawn in `csrc/zygote.pyx`).  A PROBLEM
+The node starts it with inherited descriptors: STATUS is a pipe that gets a line of JSON, `{"ready": …, "problem": …}`,
+when the zygote is ready, and when it begins anew; the SOCKETs, one a lane, bring requests (the conversation is drawn in `csrc/zygote.pyx`).  A PROBLEM
 that is not empty says why nothing may be imported (the one before died of it).
 
     importing ──► ready ──request──► fork ──► job: environment, entrypoint or simulation, exit
@@ -99,10 +99,11 @@ def serve(status: int, sockets: Sequence[int], problem: str, modules: Sequence[s
     gc.collect()
     gc.freeze()  # no job shall write to the pages of what is imported, as a collection would
     gc.disable()
-    os.write(status, json.dumps({"problem": found}).encode() + b"\n")
+    _tell(status, ready=True, problem=found)
     while True:
         for socket in _sibling.wait(sockets):
             if sources.changed() or (found and not problem and time.monotonic() - failed > _RETRY_S):
+                _tell(status, ready=False, problem=None)
                 os.execv(sys.executable, sys.orig_argv)
             try:
                 job = _sibling.fork(socket)
@@ -112,12 +113,15 @@ def serve(status: int, sockets: Sequence[int], problem: str, modules: Sequence[s
                 return job, found
 
 
+def _tell(status: int, *, ready: bool, problem: str | None) -> None:
+    os.write(status, json.dumps({"ready": ready, "problem": problem}).encode() + b"\n")
+
+
 def run(job: Job, problem: str | None) -> NoReturn:
     """Be the job, and end as a Python program does."""
     gc.enable()
     words, entries = job
-    os.environ.clear()
-    os.environb.update(entry.split(b"=", 1) for entry in entries)  # type: ignore[arg-type]
+    _adopt(dict(os.fsdecode(entry).split("=", 1) for entry in entries))
     try:
         code = _call([os.fsdecode(word) for word in words], problem)
     except SystemExit as end:
@@ -128,6 +132,16 @@ def run(job: Job, problem: str | None) -> NoReturn:
         traceback.print_exception(type(error), error, error.__traceback__)
         code = 1
     _leave(code)
+
+
+def _adopt(environment: dict[str, str]) -> None:
+    """Make it ours; most of it is the zygote's already."""
+    current = dict(os.environ)
+    for name in current.keys() - environment.keys():
+        del os.environ[name]
+    for name, value in environment.items():
+        if current.get(name) != value:
+            os.environ[name] = value
 
 
 def _call(words: Sequence[str], problem: str | None) -> int:

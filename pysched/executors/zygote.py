@@ -1,8 +1,9 @@
 """Keeps one zygote alive: starts it, introduces it to the lanes, replaces it when it is gone or hangs.
 
-    ┌─► starting ──line on the status pipe──► ready ──┐
-    │      │  ends, or not ready in READY_S           │ ends, or leaves requests unanswered for HUNG_S
-    └──────┴── back-off ◄─────────────────────────────┘
+    ┌─► importing ──"ready" on the status pipe──► ready ──┐
+    │      │  ◄──────────"importing again"──────────│     │ ends, or leaves requests unanswered for HUNG_S
+    │      │ ends, or takes longer than READY_S           │
+    └──────┴── back-off ◄─────────────────────────────────┘
 
 What the lanes had asked of a zygote that is gone they ask of the next one, so no job is lost (`csrc/zygote.pyx`).  One
 that dies `DEATHS` times before it is ready, of what it imports, is followed by one that imports nothing and tells every
@@ -24,6 +25,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import structlog
 
@@ -33,7 +35,7 @@ READY_S = 120.0  # torch from a cold disk takes a while
 HUNG_S = 30.0
 BROKEN_S = 30.0
 DEATHS = 3
-_LOOK_S = 5.0  # between two looks whether it hangs
+LOOK_S = 5.0  # between two looks whether it hangs
 _BACKOFF_S = (0.1, 5.0)
 
 
@@ -65,8 +67,8 @@ class Zygote:
         self._thread.start()
 
     def stop(self) -> None:
-        """End the zygote; jobs that it has forked go on."""
-        if not self._stopping.is_set():
+        """End the zygote, if it was started; jobs that it has forked go on."""
+        if self._thread.ident is not None and not self._stopping.is_set():
             self._stopping.set()
             os.write(self._ring, b"x")
             self._thread.join()
@@ -128,29 +130,36 @@ class Zygote:
 
     def _watch(self, process: subprocess.Popen[bytes], status: int, *, broken_until: float | None) -> bool:
         """Until it ends or must be ended; whether it was ever ready."""
-        ready = False
-        ready_by = time.monotonic() + READY_S
+        since: float | None = None  # when it became ready; None: it imports
+        ever = False
+        deadline = time.monotonic() + READY_S
         while not self._stopping.is_set():
-            news, _, _ = select.select([status, self._bell], [], [], _LOOK_S)
-            if status in news:
-                line = os.read(status, 65_536)
-                if not line:
-                    return ready
-                ready = True
-                self._tell(json.loads(line.splitlines()[-1])["problem"])
+            news, _, _ = select.select([status, self._bell], [], [], LOOK_S)
             now = time.monotonic()
-            if (not ready and now > ready_by) or self._awaited_s() > HUNG_S:
-                self._log.error("the zygote hangs, replacing it", pid=process.pid, ready=ready)
-                return ready
+            if status in news:
+                lines = os.read(status, 65_536).splitlines()
+                if not lines:
+                    return ever
+                told = json.loads(lines[-1])
+                since = now if told["ready"] else None
+                deadline = now + READY_S
+                ever = ever or since is not None
+                self._tell(told)
+            waited_s = 0.0 if since is None else min(self._awaited_s(), now - since)
+            if waited_s > HUNG_S or (since is None and now > deadline):
+                self._log.error("the zygote hangs, replacing it", pid=process.pid, importing=since is None)
+                return ever
             if broken_until is not None and now > broken_until:
-                return ready
-        return ready
+                return ever
+        return ever
 
-    def _tell(self, problem: str | None) -> None:
-        if problem is None:
+    def _tell(self, told: dict[str, Any]) -> None:
+        if not told["ready"]:
+            self._log.debug("importing again", preload=self._preload)
+        elif told["problem"] is None:
             self._log.debug("ready", preload=self._preload)
         else:
-            self._log.error("ML jobs fail", problem=problem)
+            self._log.error("ML jobs fail", problem=told["problem"])
 
     def _account(self, code: int, *, ready: bool) -> None:
         if ready:
