@@ -6,7 +6,8 @@ through `PATH.part` and a rename.  A function that returns None leaves that path
 there itself.  A coroutine function is run to its end.  numpy numbers and arrays count as JSON numbers and
 lists.
 
-A failure leaves `{"error": {"type", "message", "traceback"}}` as the result; an error of the call itself has no traceback.
+A failure leaves `{"error": {"type", "message", "traceback"}}` as the result; where the call itself could not be made,
+the traceback is null.
 
 Exit codes: 0; 2 when the call could not be made (no such module or attribute, not callable, arguments that
 do not fit), with one line that says why; 1 when the function raised (traceback on stderr) or returned what
@@ -134,7 +135,9 @@ def _plainly_fits(function: Callable[..., Any], params: dict[str, Any]) -> bool:
     named = code.co_varnames[: code.co_argcount + code.co_kwonlyargcount]
     optional = {*positional[code.co_argcount - len(function.__defaults__ or ()) :], *(function.__kwdefaults__ or ())}
     takes_any = bool(code.co_flags & inspect.CO_VARKEYWORDS)
-    return all(name in params or name in optional for name in named) and (takes_any or all(map(named.__contains__, params)))
+    return all(name in params or name in optional for name in named) and (
+        takes_any or all(map(named.__contains__, params))
+    )
 
 
 def _deliver(target: str, value: object) -> int:

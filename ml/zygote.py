@@ -2,16 +2,16 @@
 
     zygote.py STATUS SOCKET,SOCKET,… PROBLEM MODULE…
 
-The node starts it with inherited descriptors: STATUS is a pipe that gets a line of JSON, `{"ready": …, "problem": …}`,
-when the zygote is ready, and when it begins anew; the SOCKETs, one a lane, bring requests (the conversation is drawn in `csrc/zygote.pyx`).  A PROBLEM
-that is not empty says why nothing may be imported (the one before died of it).
+The node starts it with inherited descriptors.  STATUS is a pipe that gets a line of JSON, `{"ready": …, "problem": …}`,
+when the zygote is ready, and when it begins anew; the SOCKETs, one a lane, bring requests (the conversation is drawn in
+`csrc/zygote.pyx`).  A PROBLEM that is not empty says why nothing may be imported: the zygote before died of it.
 
     importing ──► ready ──request──► fork ──► job: environment, entrypoint or simulation, exit
         ▲           │  ◄──────────────┘
         └── exec ───┘  a file of what is imported has changed, or the import failed a second ago
 
-It has one thread, so a fork leaves nothing half done: what starts threads when it is imported is a problem.  A job whose
-zygote has a problem says so and exits with 2.  exec keeps pid and sockets: requests wait in them meanwhile.
+It has one thread, so a fork leaves nothing half done: what starts threads when it is imported is a problem.  A job
+whose zygote has a problem says so and exits with 2.  exec keeps pid and sockets: requests wait in them meanwhile.
 It ends when the node closes the sockets, which the kernel does if the node dies.
 """
 
@@ -104,7 +104,7 @@ def serve(status: int, sockets: Sequence[int], problem: str, modules: Sequence[s
         for socket in _sibling.wait(sockets):
             if sources.changed() or (found and not problem and time.monotonic() - failed > _RETRY_S):
                 _tell(status, ready=False, problem=None)
-                os.execv(sys.executable, sys.orig_argv)
+                os.execv(sys.executable, sys.orig_argv)  # noqa: S606 - no shell is wanted
             try:
                 job = _sibling.fork(socket)
             except EOFError:

@@ -120,9 +120,7 @@ class Node:
                 f"completed folder {completed.path}: {error.strerror}; choose another with --completed"
             ) from None
         warm = settings.warm and _sibling.available()
-        launcher = Launcher(
-            node=str(self._incarnation), work=self._home.work, logs=logs, environ=os.environ, warm=warm
-        )
+        launcher = Launcher(node=str(self._incarnation), work=self._home.work, logs=logs, environ=os.environ, warm=warm)
         self._core = _core.Core(
             lanes=settings.lane_count,
             workers=settings.workers,
