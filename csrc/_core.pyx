@@ -270,7 +270,7 @@ cdef class Core:
             letter.ns = whole("sockets", socket, 0, 2**31 - 1)
             letters.push_back(letter)
         if letters.size() != <size_t> self.engine.lanes:
-            raise ValueError(f"sockets: {letters.size()} given; one for each of the {self.engine.lanes} lanes is needed")
+            raise ValueError(f"sockets: {letters.size()} given; {self.engine.lanes} are needed, one for each lane")
         with nogil:
             for i in range(letters.size()):
                 engine_post(self.engine, <int> i, letters[i])

@@ -37,7 +37,8 @@ cdef struct Letter:     # what Python asks of a lane, which alone touches its ch
     # Never a Record*, which may end before the letter is read.  LETTER_ARM: the token.  From the killer it is one,
     # which its lane keeps until LETTER_GONE.
     uint64_t handle
-    int64_t ns          # LETTER_KILL: grace; _ARM: deadline; _ZYGOTE: the socket; _GONE: requests answered; _SURVIVES: how many
+    # LETTER_KILL: grace; _ARM: deadline; _ZYGOTE: the socket; _GONE: requests answered; _SURVIVES: how many
+    int64_t ns
 
 
 cdef cppclass Killer    # killer.pyx

@@ -163,9 +163,9 @@ cdef bint record_reap(Record* record, int* status, int* error, rusage* usage, in
     """Collect the ended leader; False: it runs.  What it leaves behind in its group is ended first, while the zombie
     still holds the group's number.
 
-    At exec (a warm job has none) the kernel credits the child with the peak of the memory it leaves, which is ours (exec_mmap sets
+    At exec the kernel credits the child with the peak of the memory it leaves, which is ours (exec_mmap sets
     signal->maxrss): a peak that is not above ours says nothing, and 0 is reported.  `peak_kb` is what the caller knows
-    of ours, and is looked up again only when the child's is above it."""
+    of ours, and is looked up again only when the child's is above it.  A warm job calls no exec."""
     status[0] = -1
     error[0] = peek_exit(record.pidfd)
     if error[0] == EAGAIN:

@@ -49,12 +49,15 @@ inline int send_start(int socket, StartRequest *request, char *texts, std::size_
     return sendmsg(socket, &message, MSG_DONTWAIT | MSG_NOSIGNAL) < 0 ? errno : 0;
 }
 
-// 0, EAGAIN, or what says that there is nobody any more who could answer.
+// 0, EAGAIN, or EPIPE: there is nobody any more who could answer, and every answer has been read.
 inline int receive_reply(int socket, StartReply *reply) noexcept {
-    const ssize_t size = recv(socket, reply, sizeof *reply, MSG_DONTWAIT);
+    ssize_t size;
+    do
+        size = recv(socket, reply, sizeof *reply, MSG_DONTWAIT);
+    while (size < 0 && errno == ECONNRESET); // requests were left unread; said once, before the answers that wait
     if (size == static_cast<ssize_t>(sizeof *reply))
         return 0;
-    return size < 0 ? errno : ECONNRESET;
+    return size < 0 ? errno : EPIPE;
 }
 
 // ---- the zygote's side --------------------------------------------------------------------------------------------

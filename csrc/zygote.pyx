@@ -5,10 +5,10 @@
 #       │                           │ ── clone(CLONE_PARENT) ────────► │  a child of ours, not of the zygote
 #       │ ◄───────────────────────── StartReply: pid, times, or why not │
 #       │                           │                                  │  closes everything of the zygote's, runs
-#       │ ◄───────────────────────────────────────────── pidfd: it ended │
+#       │ ◄──────────────────────────────────────────── pidfd: it ended │
 #
-# Each lane has a SOCK_SEQPACKET pair of its own with the zygote.  A record that a lane took is *starting* until the reply
-# comes: it has a slot, no pid, and stands in one of two lists of its lane.
+# Each lane has a SOCK_SEQPACKET pair of its own with the zygote.  A record that a lane took is *starting* until the
+# reply comes: it has a slot, no pid, and stands in one of two lists of its lane.
 #
 #     wanted ──request sent──► asked ──reply──► running
 #        ▲                       │
@@ -30,7 +30,6 @@ from libc.string cimport memset, strlen
 from libcpp.atomic cimport memory_order_relaxed
 from posix.resource cimport rlimit
 from posix.signal cimport kill
-from posix.types cimport pid_t
 from posix.unistd cimport close
 from posix.wait cimport waitpid
 
@@ -55,8 +54,8 @@ cdef cppclass Zygote:
     int socket              # -1: there is none
     array[RecordPtr] wanted
     array[RecordPtr] asked
-    # CLOCK_BOOTTIME since when the oldest unanswered request may have waited: the last reply, or the first request after
-    # all were answered; 0: nothing is asked for.
+    # CLOCK_BOOTTIME since when the oldest unanswered request may have waited: the last reply, or the first request
+    # after all were answered; 0: nothing is asked for.
     padded_atomic[int64_t] since_ns
 
 

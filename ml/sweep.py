@@ -75,7 +75,7 @@ def main(arguments: list[str] | None = None) -> int:
     result, params = by_id[winner]["result"], given[ids.index(winner)]
     chosen = ", ".join(f"{name} {params[name]}" for name in ("learning_rate", "hidden", "batch", "seed"))
     print(f"best: {winner}: accuracy {result['accuracy']:.4f}, loss {result['loss_last']:.4f} with {chosen}")
-    return 0 if len(by_id) == len(ids) else 1
+    return int(len(by_id) < len(ids))
 
 
 def _rank(result: Mapping[str, Any]) -> tuple[float, float]:

@@ -56,6 +56,7 @@ class Zygote:
         self._environ = dict(environ)
         self._meet = meet
         self._awaited_s = awaited_s
+        self.pid: int | None = None  # of the zygote there is
         self._deaths = 0  # in a row, before being ready
         self._problem = ""  # what they died of
         self._stopping = threading.Event()
@@ -119,9 +120,11 @@ class Zygote:
             for pair in pairs:
                 pair[1].close()
         try:
+            self.pid = process.pid
             self._meet([pair[0].detach() for pair in pairs])
             ready = self._watch(process, status, broken_until=time.monotonic() + BROKEN_S if problem else None)
         finally:
+            self.pid = None
             process.kill()
             process.wait()
             os.close(status)
@@ -157,7 +160,7 @@ class Zygote:
         if not told["ready"]:
             self._log.debug("importing again", preload=self._preload)
         elif told["problem"] is None:
-            self._log.debug("ready", preload=self._preload)
+            self._log.info("warm", pid=self.pid, preload=self._preload)
         else:
             self._log.error("ML jobs fail", problem=told["problem"])
 

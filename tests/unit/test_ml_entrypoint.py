@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -95,11 +96,11 @@ def result_of(folder: Path) -> object:
     return json.loads((folder / "out" / "result").read_text())
 
 
-def error_of(folder: Path) -> dict[str, str]:
+def error_of(folder: Path) -> dict[str, Any]:
     found = result_of(folder)
     assert isinstance(found, dict)
     assert set(found) == {"error"}
-    error: dict[str, str] = found["error"]
+    error: dict[str, Any] = found["error"]
     return error
 
 
