@@ -46,6 +46,11 @@ class Acceptor:
         self._flusher: asyncio.Task[None] | None = None
         self._closed = False
 
+    @property
+    def waiting(self) -> int:
+        """Tasks that wait for the next commit."""
+        return len(self._waiting)
+
     async def accept(self, task: Task, size: int) -> Acceptance:
         """The store's yes, after its commit; `size` is the body's, in bytes.
 

@@ -9,6 +9,7 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 
 from fastapi import Depends, FastAPI
+from starlette.types import Receive, Scope, Send
 
 import pysched
 from pysched.api import events, logs, nodes, operations, problems, schema, submit, tasks, tokens
@@ -17,6 +18,7 @@ from pysched.api.backend import Backend
 from pysched.api.context import Context, FindLogs
 from pysched.api.feed import Feed
 from pysched.api.keyring import Keyring
+from pysched.api.metrics import Metrics
 from pysched.api.mirror import Mirror
 from pysched.api.security import Gate, allowed_hosts, check_exposure
 from pysched.settings import Settings
@@ -47,6 +49,7 @@ def create_app(
         source=source,
         keyring=Keyring(token, store.tokens, file=token_file),
         feed=Feed(store.watcher),
+        metrics=Metrics(),
     )
 
     @asynccontextmanager
@@ -59,7 +62,7 @@ def create_app(
             await shared.feed.close()
             await shared.acceptor.close()
 
-    app = FastAPI(
+    app = ControlPlane(
         title="pysched",
         summary="Submit, watch and steer jobs",
         version=pysched.__version__,
@@ -76,5 +79,30 @@ def create_app(
         app.include_router(resource.router)
     schema.install(app)
     names, any_address = allowed_hosts(settings.host)
-    app.add_middleware(Gate, keyring=shared.keyring, hosts=names, any_address=any_address)
+    app.gate = Gate(app.route, keyring=shared.keyring, hosts=names, any_address=any_address)
     return app
+
+
+class ControlPlane(FastAPI):
+    """FastAPI behind the gate, with a short cut to the one route on which every microsecond counts."""
+
+    gate: Gate
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http":
+            await self.gate(scope, receive, send)
+        else:  # the lifespan; WebSockets are switched off in the server
+            await super().__call__(scope, receive, send)
+
+    async def route(self, scope: Scope, receive: Receive, send: Send) -> None:
+        shared: Context = self.state.context
+        if scope["path"] == "/submit" and scope["method"] == "POST":
+            await submit.direct(shared, scope, receive, shared.metrics.timed("POST", lambda: "/submit", send))
+        else:
+            timed = shared.metrics.timed(scope["method"], lambda: _template(scope), send)
+            await super().__call__(scope, receive, timed)
+
+
+def _template(scope: Scope) -> str:
+    """The path as it stands in the document; one name for all that is nowhere, or each would be a series of its own."""
+    return getattr(scope.get("route"), "path_format", "none")

@@ -27,7 +27,8 @@ async def chunks(request: Request, limit: int) -> AsyncIterator[bytes]:
 
 async def read(request: Request, limit: int) -> bytes:
     """The whole body, at most `limit` bytes."""
-    return b"".join([chunk async for chunk in chunks(request, limit)])
+    received = [chunk async for chunk in chunks(request, limit) if chunk]
+    return received[0] if len(received) == 1 else b"".join(received)
 
 
 def _too_large(limit: int) -> HTTPException:

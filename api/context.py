@@ -14,6 +14,7 @@ from pysched.api.acceptor import Acceptor
 from pysched.api.backend import Backend
 from pysched.api.feed import Feed
 from pysched.api.keyring import Keyring
+from pysched.api.metrics import Metrics
 from pysched.api.mirror import Mirror
 from pysched.api.tails import Tails
 from pysched.settings import Settings
@@ -43,6 +44,7 @@ class Context:
     source: uuid.UUID  # of this process's submissions
     keyring: Keyring
     feed: Feed
+    metrics: Metrics
     tails: Tails = field(default_factory=Tails)
     batches: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(CONCURRENT_BATCHES))
 

@@ -37,7 +37,7 @@ class Keyring:
         """`token` is the administrator's; None lets everybody in.  `stored` gives tokens and digests, and blocks.
         The token that a `file` holds is replaced with the file."""
         self.open = token is None
-        self._admin = None if token is None else digest(token)
+        self._admin = None if token is None else digest(token.encode())
         self._stored = stored
         self._file = file
         self._stamp = _stamp(file)
@@ -46,7 +46,7 @@ class Keyring:
         self._asked = float("-inf")
         self._asking = asyncio.Lock()
 
-    async def scope(self, token: str) -> Scope | None:
+    async def scope(self, token: bytes) -> Scope | None:
         """None for a token that there is not.  `StoreError` if nobody can tell."""
         given = digest(token)
         self._follow_file()
@@ -85,7 +85,7 @@ class Keyring:
             return
         self._stamp = stamp
         try:
-            self._admin = digest(read_token(self._file))
+            self._admin = digest(read_token(self._file).encode())
             _log.info("the administrator's token was replaced", file=str(self._file))
         except SettingsError as error:
             _log.error("the new token file cannot be used, the old token stays", error=str(error))
@@ -112,8 +112,8 @@ class Failures:
             self._spent.popitem(last=False)
 
 
-def digest(token: str) -> bytes:
-    return hashlib.sha256(token.encode("latin-1", "replace")).digest()
+def digest(token: bytes) -> bytes:
+    return hashlib.sha256(token).digest()
 
 
 def new_token() -> str:

@@ -6,6 +6,7 @@ import os
 from pathlib import Path
 
 from fastapi import APIRouter, Request, Response
+from fastapi.responses import PlainTextResponse
 
 from pysched.api.context import Context, Shared
 from pysched.api.schema import Health, QueueState, Stats, json_response, refusals
@@ -23,6 +24,21 @@ _ADMIN = [needs(Scope.ADMIN)]
 def stats(shared: Shared) -> Response:
     """How many tasks are in which state, and more of that kind."""
     return json_response(shared.store.stats())
+
+
+@router.get(
+    "/metrics",
+    summary="Measures for Prometheus",
+    response_class=PlainTextResponse,
+    responses=refusals(),
+    dependencies=[needs(Scope.READ)],
+)
+def metrics(shared: Shared) -> Response:
+    """In Prometheus' text format; what the store cannot say now is left out, and `pysched_database_up` is 0."""
+    text = shared.metrics.text(
+        shared.store, listeners=shared.feed.listeners, submissions_waiting=shared.acceptor.waiting
+    )
+    return Response(text, media_type="text/plain; version=0.0.4; charset=utf-8")
 
 
 @router.post(

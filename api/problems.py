@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import difflib
 import json
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from http import HTTPStatus
-from typing import Annotated, Any, cast
+from typing import Annotated, Any, cast, get_args, get_origin
 
 import structlog
 from fastapi import FastAPI, Request, Response
@@ -126,27 +127,37 @@ def install(app: FastAPI) -> None:
     app.add_exception_handler(PyschedError, lambda _request, error: of_error(cast("PyschedError", error)))
     app.add_exception_handler(RequestValidationError, _invalid)
     app.add_exception_handler(HTTPException, _refused)
+    app.add_exception_handler(Exception, lambda _request, _error: internal())
 
 
 async def only_known_parameters(request: Request) -> None:
-    """A dependency of every route: a mistyped filter must not silently mean "no filter".
+    """A dependency of every route: a mistyped filter must not silently mean "no filter", nor a second value be lost.
 
     Not blocking, so no plain function, for which FastAPI would use a thread.
     """
     if not request.scope["query_string"]:
         return
-    known = _query_names(request.scope["route"].dependant)
-    for name in request.query_params:
+    known = _query_parameters(request.scope["route"].dependant)
+    for name, count in Counter(name for name, _ in request.query_params.multi_items()).items():
         if name not in known:
             near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
             right = f"did you mean {near[0]}?" if near else f"known are {', '.join(known) or 'none'}"
             raise TaskError(Problem(name, f"is not a parameter of {request.url.path}; {right}"))
+        if count > 1 and not known[name]:
+            raise TaskError(Problem(name, f"is given {count} times; give it once"))
 
 
-def _query_names(dependant: Any) -> list[str]:
-    """The query parameters of a route, those of its dependencies included."""
-    names = [parameter.alias for parameter in dependant.query_params]
-    return names + [name for part in dependant.dependencies for name in _query_names(part)]
+def _query_parameters(dependant: Any) -> dict[str, bool]:
+    """The query parameters of a route, also those of its dependencies, and whether each may be repeated."""
+    found = {each.alias: _is_list(each.field_info.annotation) for each in dependant.query_params}
+    for part in dependant.dependencies:
+        found |= _query_parameters(part)
+    return found
+
+
+def _is_list(annotation: Any) -> bool:
+    """Whether it is a list, perhaps among others."""
+    return get_origin(annotation) is list or any(_is_list(part) for part in get_args(annotation))
 
 
 def _entry(each: Problem, index: int | None = None) -> dict[str, object]:

@@ -20,8 +20,10 @@ class Scope(str, Enum):
     ADMIN = "admin"  # steer nodes and the queue, make and revoke tokens
 
     def includes(self, other: Scope) -> bool:
-        order = list(Scope)
-        return order.index(self) >= order.index(other)
+        return _ORDER[self] >= _ORDER[other]
+
+
+_ORDER = {scope: place for place, scope in enumerate(Scope)}
 
 
 class _Token(SecurityBase):

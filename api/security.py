@@ -11,14 +11,15 @@ routed or a byte of its body is read:
 
 from __future__ import annotations
 
+import functools
 import ipaddress
 import re
 import socket
 import time
+from dataclasses import dataclass
 
 import structlog
 from fastapi import Response
-from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from pysched.api import problems
@@ -30,20 +31,52 @@ OPEN_PATHS = frozenset({"/health"})  # answered without a token
 JSON_TYPE = "application/json"
 NDJSON_TYPES = frozenset({"application/x-ndjson", "application/ndjson", "application/jsonl"})
 
-_HEADERS = {
-    "X-Content-Type-Options": "nosniff",
-    "Cache-Control": "no-store",
-    "Content-Security-Policy": "default-src 'none'; frame-ancestors 'none'",
-    "Cross-Origin-Resource-Policy": "same-origin",
-    "Referrer-Policy": "no-referrer",
-    "X-Frame-Options": "DENY",
-}
+_HEADERS = [
+    (b"x-content-type-options", b"nosniff"),
+    (b"cache-control", b"no-store"),
+    (b"content-security-policy", b"default-src 'none'; frame-ancestors 'none'"),
+    (b"cross-origin-resource-policy", b"same-origin"),
+    (b"referrer-policy", b"no-referrer"),
+    (b"x-frame-options", b"DENY"),
+]
 _HOST = re.compile(r"(?:\[(?P<address>[0-9a-f:.]+)\]|(?P<name>[a-z0-9._-]+))(?::[0-9]{1,5})?\Z")
 _log = structlog.get_logger("api")
 
 
+@dataclass(slots=True)
+class Head:
+    """The headers that matter here, read in one pass, since every request pays for it."""
+
+    hosts: list[bytes]
+    origins: list[bytes]
+    authorizations: list[bytes]
+    media_types: list[bytes]
+    encodings: list[bytes]
+    has_body: bool = False
+
+    @classmethod
+    def of(cls, scope: Scope) -> Head:
+        head = cls([], [], [], [], [])
+        for name, value in scope["headers"]:
+            if name == b"host":
+                head.hosts.append(value)
+            elif name == b"authorization":
+                head.authorizations.append(value)
+            elif name == b"content-type":
+                head.media_types.append(value)
+            elif name == b"content-length":
+                head.has_body = head.has_body or value != b"0"
+            elif name == b"origin":
+                head.origins.append(value)
+            elif name == b"transfer-encoding":
+                head.has_body = True
+            elif name == b"content-encoding":
+                head.encodings.append(value)
+        return head
+
+
 class Gate:
-    """ASGI middleware; the outermost, so its headers are on every answer and its 500 is the last resort."""
+    """ASGI application around the others, so its headers are on every answer and its 500 is the last resort."""
 
     def __init__(self, app: ASGIApp, *, keyring: Keyring, hosts: frozenset[str], any_address: bool) -> None:
         self._app = app
@@ -53,22 +86,21 @@ class Gate:
         self._any_address = any_address  # whether a Host that is an IP address is ours, whichever it is
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http":  # the lifespan; WebSockets are switched off in the server
-            await self._app(scope, receive, send)
-            return
-        started = False
+        started = complete = False
 
         async def send_safely(message: Message) -> None:
-            nonlocal started
+            nonlocal started, complete
             if message["type"] == "http.response.start":
                 started = True
-                MutableHeaders(scope=message).update(_HEADERS)
+                message["headers"] = [*message["headers"], *_HEADERS]
+            else:
+                complete = not message.get("more_body", False)
             await send(message)
 
-        headers = Headers(scope=scope)
-        refusal = await self._refusal(scope, headers)
+        head = Head.of(scope)
+        refusal = await self._refusal(scope, head)
         if refusal is not None:
-            if _has_body(headers):
+            if head.has_body:
                 refusal.headers["Connection"] = "close"  # rather than read what nobody wants
             await refusal(scope, receive, send_safely)
             return
@@ -76,41 +108,41 @@ class Gate:
             await self._app(scope, receive, send_safely)
         except Exception:
             _log.exception("request failed", method=scope["method"], path=scope["path"])
+            if complete:
+                return  # Starlette has answered, and passes the error on for the log
             if started:
                 raise  # too late for words: the server closes the connection
             await problems.internal()(scope, receive, send_safely)
 
-    async def _refusal(self, scope: Scope, headers: Headers) -> Response | None:
+    async def _refusal(self, scope: Scope, head: Head) -> Response | None:
         return (
-            self._wrong_host(headers)
-            or self._wrong_origin(headers)
-            or await self._wrong_token(scope, headers)
-            or _wrong_body(headers)
+            self._wrong_host(head)
+            or self._wrong_origin(head)
+            or await self._wrong_token(scope, head)
+            or _wrong_body(head)
         )
 
-    def _wrong_host(self, headers: Headers) -> Response | None:
-        given = headers.getlist("host")
-        name = _host_name(given[0]) if len(given) == 1 else None
+    def _wrong_host(self, head: Head) -> Response | None:
+        name = _host_name(head.hosts[0].decode("latin-1")) if len(head.hosts) == 1 else None
         if name is None:
             return problems.problem(400, "the request needs one Host header with a host name")
         if name in self._hosts or (self._any_address and _is_address(name)):
             return None
         return problems.problem(421, f"this server is not called {name}; use {', '.join(sorted(self._hosts))}")
 
-    def _wrong_origin(self, headers: Headers) -> Response | None:
-        own = headers["host"].lower()
-        if all(origin.lower() in {f"http://{own}", f"https://{own}"} for origin in headers.getlist("origin")):
+    def _wrong_origin(self, head: Head) -> Response | None:
+        own = head.hosts[0].lower()
+        if not head.origins or all(origin.lower() in (b"http://" + own, b"https://" + own) for origin in head.origins):
             return None
         return problems.problem(403, "a page of another origin may not speak to this server")
 
-    async def _wrong_token(self, scope: Scope, headers: Headers) -> Response | None:
+    async def _wrong_token(self, scope: Scope, head: Head) -> Response | None:
         """Sets `scope` in the request's state: what its token may do, None without one."""
         state = scope.setdefault("state", {})
         state["scope"] = access.Scope.ADMIN if self._keyring.open else None
         if self._keyring.open:
             return None
-        given = headers.getlist("authorization")
-        if not given:
+        if not head.authorizations:
             if scope["path"] in OPEN_PATHS:
                 return None
             return _unauthorized(
@@ -121,12 +153,12 @@ class Gate:
         # On this machine the right token still opens: anybody here could lock everybody out otherwise.
         if wait_s > 0 and not is_loopback(address):
             return _too_many(wait_s)
-        scheme, _, token = given[0].partition(" ")
+        scheme, _, token = head.authorizations[0].partition(b" ")
         try:
             held = await self._keyring.scope(token.strip())
         except StoreError as error:
             return problems.of_error(error)
-        if held is None or scheme.lower() != "bearer" or len(given) > 1:
+        if held is None or scheme.lower() != b"bearer" or len(head.authorizations) > 1:
             self._failures.count(address, now)
             if wait_s > 0:
                 return _too_many(wait_s)
@@ -135,21 +167,29 @@ class Gate:
         return None
 
 
-def _wrong_body(headers: Headers) -> Response | None:
-    if not _has_body(headers):
+def _wrong_body(head: Head) -> Response | None:
+    if not head.has_body:
         return None
-    if media_type(headers) not in {JSON_TYPE, *NDJSON_TYPES}:
-        given = headers.get("content-type")
+    given = head.media_types[0].decode("latin-1") if head.media_types else ""
+    if given != JSON_TYPE and media_type(given) not in {JSON_TYPE, *NDJSON_TYPES}:
         return problems.problem(415, f"the body is {given or 'of no stated type'}; send Content-Type: {JSON_TYPE}")
-    if headers.get("content-encoding", "identity").lower() != "identity":
-        return problems.problem(415, f"the body is encoded with {headers['content-encoding']}; send it as it is")
+    encoding = head.encodings[0].decode("latin-1") if head.encodings else "identity"
+    if encoding.lower() != "identity":
+        return problems.problem(415, f"the body is encoded with {encoding}; send it as it is")
     return None
 
 
-def media_type(headers: Headers) -> str:
-    """The body's type in lower case; empty if it is not stated, or not stated to be UTF-8."""
-    kind, *parameters = (part.strip().lower() for part in headers.get("content-type", "").split(";"))
+def media_type(stated: str) -> str:
+    """The type in a Content-Type, in lower case; empty if it is not stated, or not stated to be UTF-8."""
+    kind, *parameters = (part.strip().lower() for part in stated.split(";"))
     return kind if all(each in {"", "charset=utf-8", 'charset="utf-8"'} for each in parameters) else ""
+
+
+@functools.lru_cache(maxsize=256)
+def _host_name(host: str) -> str | None:
+    """The name in a Host header, in lower case and without port and brackets; None for what is no host."""
+    match = _HOST.match(host.lower())
+    return match and (match["address"] or match["name"])
 
 
 def allowed_hosts(host: str) -> tuple[frozenset[str], bool]:
@@ -166,6 +206,7 @@ def allowed_hosts(host: str) -> tuple[frozenset[str], bool]:
     return frozenset({*names, socket.gethostname().lower(), socket.getfqdn().lower()}), True
 
 
+@functools.lru_cache(maxsize=256)
 def is_loopback(host: str) -> bool:
     return host.lower() == "localhost" or (_is_address(host) and ipaddress.ip_address(host).is_loopback)
 
@@ -179,16 +220,6 @@ def _too_many(wait_s: float) -> Response:
 
 def _unauthorized(detail: str) -> Response:
     return problems.problem(401, detail, headers={"WWW-Authenticate": "Bearer"})
-
-
-def _has_body(headers: Headers) -> bool:
-    return "transfer-encoding" in headers or headers.get("content-length", "0") != "0"
-
-
-def _host_name(host: str) -> str | None:
-    """The name in a Host header, in lower case and without port and brackets; None for what is no host."""
-    match = _HOST.match(host.lower())
-    return match and (match["address"] or match["name"])
 
 
 def _is_address(host: str) -> bool:

@@ -5,23 +5,28 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import resource
 import secrets
 import socket
 from pathlib import Path
 from types import FrameType
 
 import uvicorn
+from fastapi import FastAPI
 
 from pysched.api.app import create_app
 from pysched.api.backend import Backend
 from pysched.api.context import FindLogs
 from pysched.api.keyring import load_or_create_token
+from pysched.api.protocol import Protocol
 from pysched.errors import PyschedError
 from pysched.home import ADDRESS_FILE, TOKEN_FILE
 from pysched.settings import Settings
 
 GRACE_S = 10  # for requests under way when the server is told to stop
 BACKLOG = 2048
+FILES = 65_536
+SPARE_FILES = 256  # for logs, the database and all else that is no connection
 
 
 def serve(store: Backend, settings: Settings, *, log_files: FindLogs | None = None) -> None:
@@ -37,23 +42,33 @@ def serve(store: Backend, settings: Settings, *, log_files: FindLogs | None = No
         token = settings.token or load_or_create_token(settings.home)
     app = create_app(store, settings, token=token, token_file=file, log_files=log_files)
     with _bound_socket(settings.host, settings.port) as listener:
-        config = uvicorn.Config(
-            app,
-            backlog=BACKLOG,
-            access_log=False,
-            log_config=None,
-            log_level="warning",
-            lifespan="on",
-            ws="none",
-            server_header=False,
-            proxy_headers=False,
-            timeout_graceful_shutdown=GRACE_S,
-        )
+        config = configuration(app)
         address = _Address(settings.home, _url(settings.host, listener.getsockname()[1]))
         try:
             _Server(config, address).run(sockets=[listener])
         finally:
             address.withdraw()
+
+
+def configuration(app: FastAPI) -> uvicorn.Config:
+    """How uvicorn serves `app`; raises the limit of open files, since each connection is one."""
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    files = min(most, FILES) if most != resource.RLIM_INFINITY else FILES
+    resource.setrlimit(resource.RLIMIT_NOFILE, (files, most))
+    return uvicorn.Config(
+        app,
+        http=Protocol,
+        backlog=BACKLOG,
+        access_log=False,
+        log_config=None,
+        log_level="error",  # of what clients send that is no HTTP nobody need read
+        lifespan="on",
+        ws="none",
+        server_header=False,
+        proxy_headers=False,
+        timeout_graceful_shutdown=GRACE_S,
+        limit_concurrency=max(files - SPARE_FILES, SPARE_FILES),
+    )
 
 
 class _Address:

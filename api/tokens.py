@@ -33,7 +33,7 @@ async def create(request: Request, shared: Shared) -> Response:
     wanted = _parse(await bodies.read(request, BODY_BYTES))
     token = new_token()
     made = await asyncio.to_thread(
-        shared.store.create_token, wanted.name, scope=wanted.scope.value, digest=digest(token)
+        shared.store.create_token, wanted.name, scope=wanted.scope.value, digest=digest(token.encode())
     )
     shared.keyring.forget()
     return json_response({**made, "token": token}, status=201)

@@ -1,6 +1,6 @@
 """The core doing what `baseline/spawn_loop.c` does: one program COUNT times, WORKERS at once, in memory.
 
-    python benchmarks/core_loop.py [--lanes N] [--resident-mib N] WORKERS COUNT FOLDER PROGRAM
+    python benchmarks/core_loop.py [--lanes N] [--resident-mib N] [--table] WORKERS COUNT FOLDER PROGRAM
 
 Launches are made before the clock starts, as argv and environment of the loop in C are.  Prints the seconds, and the
 processor's seconds of all processes; exit 0 only if every child's was.
@@ -14,13 +14,14 @@ import resource
 import sys
 import time
 
-from pysched._core import EXITED, STARTED, Core, Launch
+from pysched._core import EXITED, STARTED, AttemptTable, Core, Launch
 
 
 def main() -> int:
     parser = argparse.ArgumentParser()
     parser.add_argument("--lanes", type=int, default=os.cpu_count() or 1)
     parser.add_argument("--resident-mib", type=int, default=0, help="memory of this process that is touched before")
+    parser.add_argument("--table", action="store_true", help="keep the table of attempts, as a node does")
     parser.add_argument("workers", type=int)
     parser.add_argument("count", type=int)
     parser.add_argument("folder")
@@ -41,21 +42,32 @@ def main() -> int:
             cwd=b"/",
             stdout=os.fsencode(f"{options.folder}/{number}.out"),
             stderr=os.fsencode(f"{options.folder}/{number}.err"),
+            token=number + 1,
         )
         for number in range(options.count)
     ]
-    core = Core(lanes=options.lanes, workers=options.workers)
+    table = _table(options.folder, 2 * options.workers + 8192) if options.table else None
+    core = Core(lanes=options.lanes, workers=options.workers, table=table)
     cpu_s, start = _cpu_seconds(), time.perf_counter()
     core.submit(launches)
     ended, failed = 0, 0
     while ended < len(launches):
-        for event in core.poll(None):
+        events = core.poll(None)
+        for event in events:
             if event.kind != STARTED:
                 ended += 1
                 failed += event.kind != EXITED or event.status != 0
+        if table is not None:
+            table.release([event.handle + 1 for event in events if event.kind != STARTED])
     print(f"{time.perf_counter() - start:.6f} {_cpu_seconds() - cpu_s:.6f}")
     core.close()
     return int(failed != 0)
+
+
+def _table(folder: str, rows: int) -> AttemptTable:
+    path, guard = f"{folder}/attempts.table", os.urandom(16)
+    AttemptTable.begin(path, guard)
+    return AttemptTable(path, guard, rows=rows)
 
 
 def _cpu_seconds() -> float:

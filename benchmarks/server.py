@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import signal
@@ -16,7 +17,7 @@ from pathlib import Path
 import psutil
 
 from pysched.client import Client
-from pysched.home import ADDRESS_FILE
+from pysched.home import ADDRESS_FILE, TOKEN_FILE
 from pysched.store.embedded import EmbeddedServer
 from pysched.supervisor import SCHEDULER
 
@@ -49,6 +50,45 @@ def running(command: str, *options: str) -> Iterator[Server]:
         _await_ready(process, log, home if command == "up" else None)
         client = Client(home=home, timeout_s=120.0) if command == "up" else None
         yield Server(home, _node_pid(process.pid), client)
+    finally:
+        process.send_signal(signal.SIGTERM)
+        try:
+            process.wait(_STOP_S)
+        finally:
+            process.kill()
+            EmbeddedServer(home).destroy()
+            shutil.rmtree(root, ignore_errors=True)
+
+
+@dataclass(frozen=True)
+class ControlPlane:
+    """A running `scheduler api` on an embedded database of its own, which other processes may use meanwhile."""
+
+    home: Path
+    pid: int
+    port: int
+    token: str
+
+
+@contextmanager
+def control_plane() -> Iterator[ControlPlane]:
+    root = Path(tempfile.mkdtemp(prefix="pysched-bench-"))
+    root.chmod(0o711)
+    home, log = root / "home", root / "log"
+    environ = {name: value for name, value in os.environ.items() if not name.startswith("PYSCHED_")}
+    with log.open("wb") as output:
+        process = subprocess.Popen(
+            [*SCHEDULER, "api", "--home", home, "--port", "0"], env=environ, stdin=subprocess.DEVNULL,
+            stdout=output, stderr=output, start_new_session=True,
+        )  # fmt: skip
+    try:
+        deadline = time.monotonic() + _START_S
+        while not (home / ADDRESS_FILE).exists():
+            if process.poll() is not None or time.monotonic() > deadline:
+                raise RuntimeError(f"the server did not start:\n{log.read_text()}")
+            time.sleep(0.05)
+        url = json.loads((home / ADDRESS_FILE).read_text())["url"]
+        yield ControlPlane(home, process.pid, int(url.rsplit(":", 1)[1]), (home / TOKEN_FILE).read_text().strip())
     finally:
         process.send_signal(signal.SIGTERM)
         try:

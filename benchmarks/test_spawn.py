@@ -49,6 +49,18 @@ def test_static_noop_as_fast_as_a_clone_loop(baseline: Baseline, say: Callable[[
     assert race.speed("core", race.fastest(*watching)).median >= 0.95
 
 
+def test_the_table_of_attempts_costs_next_to_nothing(say: Callable[[str], None]) -> None:
+    race = Race(
+        {
+            "with table": program(*CORE_LOOP, "--table", WORKERS, COUNT, "{folder}", "/bin/true"),
+            "without": program(*CORE_LOOP, WORKERS, COUNT, "{folder}", "/bin/true"),
+        },
+        rounds=ROUNDS,
+    )
+    say(race.table("with table", COUNT))
+    assert race.speed("with table", "without").median >= 0.97
+
+
 def test_a_large_parent_spawns_as_fast_as_a_small_one(say: Callable[[str], None]) -> None:
     race = Race(
         {

@@ -6,12 +6,13 @@ Each tree is one attempt that double-forks, leaves its session, clears its envir
 TERM, has a stopped member, and one that forks in a loop (with a pause of five seconds in between, and bounded: 1,000
 that do not rest would leave no CPU to anybody, this program included).  Survivors are looked for by a number in their
 command line, which the core knows nothing of.  The floor, printed beside it, is what the kernel takes to end as many
-plain `sleep`s of one parent.
+processes of the same programs whose numbers are known.
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import os
 import random
 import signal
@@ -20,6 +21,8 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+
+import psutil
 
 from pysched._core import CAUSE_CANCEL, EXITED, Core, Launch
 
@@ -45,8 +48,16 @@ def carriers(token: bytes) -> int:
     return count
 
 
-def run(trees: int, folder: str) -> tuple[int, list[float], int]:
-    """(processes before, seconds from KILL to gone of each tree, survivors)."""
+def looked_ms() -> float:
+    """Processor time of the thread that looks for the members of trees and signals them."""
+    for thread in Path("/proc/self/task").iterdir():
+        if (thread / "comm").read_text() == "pysched-killer\n":
+            return int((thread / "schedstat").read_text().split()[0]) / 1e6
+    raise LookupError("no such thread")
+
+
+def run(trees: int, folder: str) -> tuple[int, list[float], float, int]:
+    """(processes before, seconds from KILL to gone of each tree, ms spent with looking, survivors with the token)."""
     token = f"600.{random.randrange(10**8, 10**9)}"  # seconds: nothing outlives this program for long
     core = Core(lanes=os.cpu_count() or 1, workers=trees, subreaper=True)
     try:
@@ -70,7 +81,8 @@ def run(trees: int, folder: str) -> tuple[int, list[float], int]:
         deadline = time.monotonic() + 120
         while carriers(token.encode()) < trees * PER_TREE and time.monotonic() < deadline:
             core.poll(0.1)
-        before = carriers(token.encode())
+        before = len(psutil.Process().children(recursive=True))
+        looked = looked_ms()
         killed = time.monotonic()
         for handle in range(trees):
             core.kill(handle, 0.0, CAUSE_CANCEL)
@@ -78,7 +90,7 @@ def run(trees: int, folder: str) -> tuple[int, list[float], int]:
         while len(gone) < trees:
             ended = [event for event in core.poll(10) if event.kind == EXITED]
             gone += [time.monotonic() - killed] * len(ended)
-        return before, sorted(gone), carriers(token.encode())
+        return before, sorted(gone), looked_ms() - looked, carriers(token.encode())
     finally:
         for handle in range(trees):
             core.kill(handle, 0.0, CAUSE_CANCEL)
@@ -88,14 +100,22 @@ def run(trees: int, folder: str) -> tuple[int, list[float], int]:
 
 
 def floor_ms(processes: int) -> float:
-    """KILL and collect so many `sleep`s, with nothing to look for."""
-    children = [os.posix_spawn("/bin/sleep", ["sleep", "600"], {}) for _ in range(processes)]
+    """KILL so many and wait until they are dead, with nothing to look for: of each tree's seven three are shells."""
+    programs = [["/bin/sleep", "600"]] * 4 + [["/bin/sh", "-c", "kill -STOP $$; exit"]] * 3
+    children = []
+    for program in itertools.islice(itertools.cycle(programs), processes):
+        children.append(os.posix_spawn(program[0], program, {}))
+        if program[0] == "/bin/sh":
+            os.waitid(os.P_PID, children[-1], os.WSTOPPED)
     begun = time.monotonic()
     for child in children:
         os.kill(child, signal.SIGKILL)
     for child in children:
+        os.waitid(os.P_PID, child, os.WEXITED | os.WNOWAIT)
+    took_ms = (time.monotonic() - begun) * 1000
+    for child in children:
         os.waitpid(child, 0)
-    return (time.monotonic() - begun) * 1000
+    return took_ms
 
 
 def main() -> None:
@@ -107,14 +127,14 @@ def main() -> None:
     p50s, p99s, floors, survivors = [], [], [], 0
     for number in range(options.runs):
         with tempfile.TemporaryDirectory() as folder:
-            before, gone, left = run(options.trees, folder)
+            before, gone, looked, left = run(options.trees, folder)
         p50s.append(gone[len(gone) // 2] * 1000)
         p99s.append(gone[len(gone) * 99 // 100] * 1000)
         survivors += left
         floors.append(floor_ms(before))
         print(
             f"run {number + 1}: {before} processes, p50 {p50s[-1]:.0f} ms, p99 {p99s[-1]:.0f} ms, "
-            f"floor {floors[-1]:.0f} ms, {left} survivors"
+            f"floor {floors[-1]:.0f} ms, {looked:.0f} ms of processor time for looking and signalling, {left} survivors"
         )
     print(
         f"{options.trees} trees: {survivors} survivors; KILL to gone, median of {options.runs} runs: "

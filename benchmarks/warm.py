@@ -122,6 +122,10 @@ def jobs(count: int, rounds: int) -> None:
         def preloaded() -> None:
             durable(server, [{"entrypoint": "builtins:dict", "params": {"number": n}} for n in range(count)])
 
+        def cold() -> None:
+            for _ in range(few):
+                program(sys.executable, "-c", "import numpy")
+
         of_folder()
         few = max(count // 20, 5)
         race = Race(
@@ -129,9 +133,7 @@ def jobs(count: int, rounds: int) -> None:
                 "warm, user's module": lambda: timed(of_folder),
                 "warm, preloaded": lambda: timed(preloaded),
                 "bare": lambda: timed(lambda: program(sys.executable, "-c", _BARE, str(count))),
-                "cold": lambda: timed(
-                    lambda: [program(sys.executable, "-c", "import numpy") for _ in range(few)], count / few
-                ),
+                "cold": lambda: timed(cold, count / few),
             },
             rounds=rounds,
         )

@@ -46,17 +46,21 @@ include "process.pyx"         # Record: an attempt in the lanes' hands; spawn, s
 include "output.pyx"          # the cap on what an attempt writes
 include "event.pyx"           # Event, and the outbox it comes from
 include "tree.pyx"            # the processes of an attempt, and what they are known by
+include "attempt_table.pyx"   # running attempts in a file, for whoever comes after this process
 include "engine.pyx"          # what the lanes share: registry, submission, waking
 include "killer.pyx"          # the thread that ends trees
 include "zygote.pyx"          # warm starts: jobs that a zygote forks
+include "strays.pyx"          # members of a tree that shed its mark
 include "lane.pyx"            # the threads: exploit, wait
+include "adoption.pyx"        # attempts of an earlier incarnation in a lane's hands
 include "mail.pyx"            # what they are told to do: letters and due timers
 include "future.pyx"          # Future: concurrent.futures.Future on C fields
 include "executor.pyx"        # Executor: Python calls in Python threads, from the same buckets
 
 __all__ = [
-    "ALARM", "CAUSE_CANCEL", "CAUSE_LOG_LIMIT", "CAUSE_NONE", "CAUSE_SHUTDOWN", "CAUSE_TIMEOUT", "Core", "EXITED",
-    "Event", "Executor", "Future", "Histogram", "Launch", "ReadyQueue", "SPAWN_FAILED", "STARTED", "WITHDRAWN",
+    "ALARM", "AttemptRow", "AttemptTable", "CAUSE_CANCEL", "CAUSE_LOG_LIMIT", "CAUSE_NONE", "CAUSE_SHUTDOWN",
+    "CAUSE_TIMEOUT", "Core", "EXITED", "Event", "Executor", "Future", "Histogram", "Launch", "ROW_ENDED", "ROW_LOST",
+    "ROW_NEVER_RAN", "ROW_RUNNING", "ROW_STARTING", "ReadyQueue", "SPAWN_FAILED", "STARTED", "WITHDRAWN",
 ]
 
 cdef object MAX_WORKERS = 1_000_000
@@ -97,9 +101,13 @@ cdef class Core:
     cdef pid_t owner
     cdef bint closed
     cdef bint adopts        # as a subreaper
+    cdef AttemptTable table  # None: attempts die with the knowledge of them
     cdef int adopted_before
 
-    def __cinit__(self, *, lanes, workers, ageing_s=0.0, subreaper=False, log_limit=0, log_limit_ends=False):
+    def __cinit__(
+        self, *, lanes, workers, ageing_s=0.0, subreaper=False, log_limit=0, log_limit_ends=False,
+        AttemptTable table=None, guard_bell=None,
+    ):
         cdef Engine* engine
         cdef int64_t ageing_ns = to_ns("ageing_s", ageing_s)
         cdef int i
@@ -132,12 +140,17 @@ cdef class Core:
             engine.latencies[i] = new Latencies()
             self.threads[i] = lane_new(engine, i)
         engine.counters[engine.lanes] = new counter_array()
+        self.table = table
+        engine.table = table.table if table is not None else NULL
         engine.killer = killer_new(engine, subreaper)
         if not killer_open_all(engine.killer):
             raise OSError(errno, "the thread that ends processes cannot be made; is /proc mounted?")
         for i in range(engine.lanes):
             if engine.outbox.bell < 0 or not lane_open(self.threads[i]):
                 raise OSError(errno, f"lane {i} cannot be made; lower `lanes` or raise the limit of open files")
+        if guard_bell is not None:
+            if not lane_heed_guard(self.threads[0], whole("guard_bell", guard_bell, 0, 2**31 - 1)):
+                raise OSError(errno, "the guard cannot be watched")
         if subreaper:
             self.adopt_orphans()
         for i in range(engine.lanes):
@@ -214,6 +227,21 @@ cdef class Core:
             for i in range(records.size()):
                 record_free(records[i])
             raise
+
+    def adopt(self, Launch launch):
+        cdef Record* record
+        cdef bint known
+        self.check(True)
+        if self.table is None or self.table.find(launch.token) == NULL:
+            raise ValueError(f"token: {launch.token} stands in no table of attempts of this Core")
+        record = record_new(launch)
+        engine_mark(self.engine, record, launch.mark)
+        record.row = self.table.find(launch.token)
+        with nogil:
+            known = engine_adopt(self.engine, record)
+        if not known:
+            record_free(record)
+        return known
 
     def kill(self, handle, grace_s, cause):
         cdef uint64_t wanted = whole("handle", handle, 0, UINT64_MAX)

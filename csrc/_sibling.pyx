@@ -54,7 +54,7 @@ cdef tuple texts_of(char** cursor, uint32_t count):
     return tuple(texts)
 
 
-def fork(int socket):
+def fork(int socket, int table):
     cdef pid_t pid
     cdef int received = receive_start(socket, &inbox), error
     cdef char* cursor
@@ -65,7 +65,7 @@ def fork(int socket):
     PyOS_BeforeFork()
     pid = fork_sibling(&own)
     if pid == 0:
-        job_begin(&inbox, socket)
+        job_begin(&inbox, socket, table)
         PyOS_AfterFork_Child()
         cursor = inbox.texts
         words = texts_of(&cursor, inbox.request.words)

@@ -30,12 +30,13 @@ cdef enum LetterKind:
     LETTER_ZYGOTE
     LETTER_GONE         # of the killer: nothing is left of the tree
     LETTER_SURVIVES     # of the killer: KILL was long ago
+    LETTER_ADOPT        # of Python: an attempt that runs already
 
 cdef struct Letter:     # what Python asks of a lane, which alone touches its children and timers
     LetterKind kind
     uint8_t cause
     # Never a Record*, which may end before the letter is read.  LETTER_ARM: the token.  From the killer it is one,
-    # which its lane keeps until LETTER_GONE.
+    # which its lane keeps until LETTER_GONE; LETTER_ADOPT makes its lane the owner of one.
     uint64_t handle
     # LETTER_KILL: grace; _ARM: deadline; _ZYGOTE: the socket; _GONE: requests answered; _SURVIVES: how many
     int64_t ns
@@ -72,6 +73,7 @@ cdef cppclass Engine:
     OutputLimit output_limit
     uint64_t salt                   # of the marks of launches that bring none
     Killer* killer
+    Table* table                    # of attempts; NULL: none
 
 
 cdef inline void note_init(Note* note, const Record* record, EventKind kind, uint8_t cause) noexcept nogil:
@@ -153,6 +155,7 @@ cdef size_t engine_register(Engine* engine, array[RecordPtr]* records) noexcept 
 cdef void engine_mark(Engine* engine, Record* record, uint64_t mark) noexcept nogil:
     if mark == 0:
         mark = scattered(record.handle + engine.salt)
+    record.mark_number = mark
     record.mark = mark_limit(engine.mark_place, &engine.own_mark, mark)
 
 

@@ -199,8 +199,8 @@ cdef void future_rouse(FutureState future) noexcept:
 
 
 cdef int future_drop_call(FutureState future) except -1:
-    # A destructor runs any code, and may come back here: nothing may lead to the objects any more when they go.
-    _fn, _args, _kwargs = future.fn, future.args, future.kwargs
+    # A destructor runs any code, and may come back here.  It finds its object gone: since Cython 3.3 an assignment lets
+    # go of the old value after it has put the new one in place.
     future.fn = future.args = future.kwargs = None
     return 0
 

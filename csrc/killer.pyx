@@ -3,9 +3,9 @@
 #     lane ── TERM, WATCH, KILL ──► killer ── gone / survives ──► lane
 #
 # It looks through /proc, once for all trees that are being ended, then signals: first the leader's group, then every
-# other member; and so on until nothing is left of them.  Whatever a member forks meanwhile carries the mark, so the
-# next scan meets it, and a scan kills faster than anything can fork.  Before the first KILL all members are stopped: on
-# a machine that they keep busy the rest of the scan goes several times as fast.
+# other member; and so on until nothing is left of them.  The first scan of a phase lists all members before it signals
+# any, so that those without a mark are found through their parents (strays.pyx); the later ones kill on sight.
+# Whatever a member forks meanwhile carries the mark, so the next scan meets it.
 #
 # A signal goes to a pidfd, and only if the process was recognised once more after the pidfd had been opened and is
 # still there after that: then what was recognised is what the pidfd holds, whoever had the number before.
@@ -14,15 +14,14 @@
 
 from cython.operator cimport dereference
 from libc.errno cimport EMFILE, ENFILE, ENOMEM, errno
-from libc.signal cimport SIGCONT, SIGKILL, SIGSTOP, SIGTERM
+from libc.signal cimport SIGCONT, SIGKILL, SIGTERM
 from libc.stdint cimport int64_t, uint64_t
 from libc.stdlib cimport atoi
 from libcpp.atomic cimport memory_order_acquire
 from libcpp.unordered_map cimport unordered_map
-from posix.resource cimport PRIO_PROCESS, rlimit, setpriority
+from posix.resource cimport PRIO_PROCESS, setpriority
 from posix.types cimport pid_t
 from posix.unistd cimport close, getpid, getpgid, getsid
-from posix.wait cimport WNOHANG, waitpid
 
 from native cimport (
     CLOCK_BOOTTIME,
@@ -30,7 +29,6 @@ from native cimport (
     EFD_CLOEXEC,
     EFD_NONBLOCK,
     POLLIN,
-    RLIMIT_RTTIME,
     array,
     closedir,
     dirent,
@@ -45,7 +43,6 @@ from native cimport (
     pidfd_send_signal,
     pollfd,
     ppoll,
-    prlimit,
     readdir,
     rewinddir,
     thread,
@@ -78,14 +75,18 @@ cdef cppclass Killer:
     DIR* proc
     int spare                   # a descriptor to let go when there are no others
     pid_t own
+    pid_t session
     bint subreaper
     array[TreePtr] trees
     unordered_map[uint64_t, TreePtr] by_mark
     unordered_map[pid_t, TreePtr] by_session
-    array[Member] members       # of trees whose phase is fresh, met in this scan
+    array[Member] members       # met in this scan and not yet signalled: of trees whose phase is fresh, and all strays
+    array[Stranger] strangers   # met in this scan, and who may be strays
     array[int] hints            # pidfds
+    size_t oldest_hint          # once there are HINTS
     array[pid_t] children
     array[char] environment
+    int64_t look_ns             # how long the last scan took, without its signals
     int64_t pause_ns
     int64_t orphans_ns          # the next look
 
@@ -125,11 +126,11 @@ cdef void killer_main(void* argument) noexcept nogil:
             killer_scan(killer)
             killer_settle(killer)
         if killer.subreaper and now(CLOCK_BOOTTIME) >= killer.orphans_ns:
-            killer_collect_orphans(killer)
+            killer_look_after_orphans(killer)
             killer.orphans_ns = now(CLOCK_BOOTTIME) + ORPHANS_NS
         killer_wait(killer)
     if killer.subreaper:
-        killer_collect_orphans(killer)
+        killer_look_after_orphans(killer)
 
 
 cdef void killer_take_requests(Killer* killer) noexcept nogil:
@@ -177,18 +178,20 @@ cdef Tree* killer_adopt(Killer* killer, const Request* request) noexcept nogil:
 
 cdef void killer_scan(Killer* killer) noexcept nogil:
     """Count every process of every tree, and signal what its phase wants signalled."""
+    cdef int64_t begun_ns = now(CLOCK_BOOTTIME)
     cdef Tree* tree
     cdef size_t i
+    killer.session = getsid(0)
     killer.members.clear()
     killer_drop_hints(killer)
     for i in range(killer.trees.size()):
         killer.trees[i].alive = 0
         killer_review_strays(killer, killer.trees[i])
-    killer_list_members(killer)
-    killer_stop_members(killer)
     if killer.subreaper:
-        killer_recognise_orphans(killer)
+        killer_look_after_orphans(killer)  # before all others are listed: the fewer zombies are among them
+    killer_list_members(killer)
     killer_follow_descent(killer)
+    killer.look_ns = now(CLOCK_BOOTTIME) - begun_ns
     # Only now, when every member is known, may ancestors die.
     for i in range(killer.trees.size()):
         tree = killer.trees[i]
@@ -201,7 +204,9 @@ cdef void killer_scan(Killer* killer) noexcept nogil:
 
 
 cdef void killer_list_members(Killer* killer) noexcept nogil:
-    """Every process that carries a tree's mark or is in its session; no leaders."""
+    """Every process that carries a tree's mark or is in its session, without leaders: noted if the tree's phase is
+    fresh, else signalled at once.  And who may be a member without a mark, if any tree is looking for those."""
+    cdef bint looking = killer_looks_for_strays(killer)
     cdef dirent* entry
     cdef Member member
     rewinddir(killer.proc)
@@ -211,8 +216,14 @@ cdef void killer_list_members(Killer* killer) noexcept nogil:
         member.pidfd = -1
         if member.pid > 0 and member.pid != killer.own:
             member.tree = killer_owner(killer, member.pid)
-            if member.tree != NULL and member.pid != member.tree.record.pid:
-                killer.members.push_back(member)
+            if member.tree == NULL:
+                if looking:
+                    killer_note_stranger(killer, member.pid)
+            elif member.pid != member.tree.record.pid:
+                if member.tree.fresh:
+                    killer.members.push_back(member)
+                else:
+                    killer_signal(killer, &member)
         entry = readdir(killer.proc)
 
 
@@ -229,110 +240,11 @@ cdef Tree* killer_owner(Killer* killer, pid_t pid) noexcept nogil:
     return dereference(led).second if led != killer.by_session.end() else NULL
 
 
-cdef void killer_review_strays(Killer* killer, Tree* tree) noexcept nogil:
-    """Those that live are members again; the others are forgotten."""
-    cdef Member member
-    cdef size_t i, kept = 0
-    for i in range(tree.strays.size()):
-        if pidfd_ended(tree.strays[i].pidfd):
-            close(tree.strays[i].pidfd)
-            continue
-        member.tree = tree
-        member.pid = tree.strays[i].pid
-        member.pidfd = tree.strays[i].pidfd
-        killer.members.push_back(member)
-        tree.strays[kept] = tree.strays[i]
-        kept += 1
-    tree.strays.resize(kept)
-
-
-cdef void killer_stop_members(Killer* killer) noexcept nogil:
-    """Before the first KILL of a tree: its members shall neither fork nor use the CPU while their descent is followed,
-    which takes ten times as long as to list them."""
-    cdef Tree* tree
-    cdef size_t i
-    cdef int pidfd
-    for i in range(killer.trees.size()):
-        tree = killer.trees[i]
-        if tree.fresh and tree.phase == TREE_KILL:
-            record_signal(tree.record, SIGSTOP)
-    for i in range(killer.members.size()):
-        tree = killer.members[i].tree
-        if not tree.fresh or tree.phase != TREE_KILL:
-            continue
-        pidfd = killer.members[i].pidfd
-        if pidfd < 0:
-            pidfd = killer_open(killer, killer.members[i].pid)
-        if pidfd >= 0 and killer_recognises(killer, &killer.members[i]):
-            pidfd_send_signal(pidfd, SIGSTOP)
-        if pidfd >= 0 and killer.members[i].pidfd < 0:
-            close(pidfd)
-
-
-cdef void killer_follow_descent(Killer* killer) noexcept nogil:
-    """Find the children of members that carry no mark of their tree: before any signal of a phase, from all of them;
-    later, from those that carry none themselves."""
-    cdef Member leader
-    cdef Tree* tree
-    cdef size_t i
-    for i in range(killer.trees.size()):
-        tree = killer.trees[i]
-        if tree.fresh and tree.phase != TREE_WATCH:
-            leader.tree = tree
-            leader.pid = tree.record.pid
-            leader.pidfd = tree.record.pidfd
-            killer_follow(killer, &leader)
-    i = 0
-    while i < killer.members.size():  # it grows
-        leader = killer.members[i]
-        tree = leader.tree
-        if (tree.fresh and tree.phase != TREE_WATCH) or (tree.phase == TREE_KILL and leader.pidfd >= 0):
-            killer_follow(killer, &leader)
-        i += 1
-
-
-cdef void killer_follow(Killer* killer, const Member* parent) noexcept nogil:
-    cdef Tree* tree = parent.tree
-    cdef size_t i
-    cdef int pidfd
-    killer.children.clear()
-    children_of(parent.pid, &killer.children)
-    for i in range(killer.children.size()):
-        if killer_owner(killer, killer.children[i]) != NULL:
-            continue
-        pidfd = pidfd_open(killer.children[i])
-        # The child's parent has this number; and who has this number is a member, before and after.
-        if pidfd >= 0 and killer_recognises(killer, parent) and parent_of(killer.children[i]) == parent.pid \
-                and killer_recognises(killer, parent):
-            killer_remember(killer, tree, killer.children[i], pidfd)
-        elif pidfd >= 0:
-            close(pidfd)
-
-
 cdef bint killer_recognises(Killer* killer, const Member* member) noexcept nogil:
     """Whether the process that has the number of a member is that member."""
     if member.pidfd >= 0:
         return not pidfd_ended(member.pidfd)
     return is_marked(member.tree.record, member.pid, killer.engine.mark_place, &killer.engine.own_mark)
-
-
-cdef void killer_remember(Killer* killer, Tree* tree, pid_t pid, int pidfd) noexcept nogil:
-    """Take over a pidfd that was opened before its process was recognised."""
-    cdef Member member
-    cdef Stray stray
-    cdef size_t i
-    for i in range(tree.strays.size()):
-        if tree.strays[i].pid == pid:
-            close(pidfd)
-            return
-    if pidfd_ended(pidfd) or tree.strays.size() == STRAYS_MAX:
-        close(pidfd)
-        return
-    member.tree = tree
-    member.pid = stray.pid = pid
-    member.pidfd = stray.pidfd = pidfd
-    tree.strays.push_back(stray)
-    killer.members.push_back(member)
 
 
 cdef void killer_signal_group(Tree* tree) noexcept nogil:
@@ -347,7 +259,12 @@ cdef void killer_signal_group(Tree* tree) noexcept nogil:
 cdef void killer_signal(Killer* killer, const Member* member) noexcept nogil:
     """Count a member that lives, and give it what its phase asks for."""
     cdef Tree* tree = member.tree
-    cdef int pidfd = member.pidfd if member.pidfd >= 0 else killer_open(killer, member.pid)
+    cdef int pidfd
+    if tree.fresh and tree.phase == TREE_KILL and killer.hints.size() == HINTS \
+            and getpgid(member.pid) == tree.record.pid:
+        tree.alive += 1  # killed with the leader's group; the next scan looks closer
+        return
+    pidfd = member.pidfd if member.pidfd >= 0 else killer_open(killer, member.pid)
     if pidfd < 0:
         if errno == EMFILE or errno == ENFILE or errno == ENOMEM:
             tree.alive += 1  # as far as we know
@@ -359,11 +276,21 @@ cdef void killer_signal(Killer* killer, const Member* member) noexcept nogil:
         elif tree.phase == TREE_TERM and tree.fresh and getpgid(member.pid) != tree.record.pid:
             pidfd_send_signal(pidfd, SIGTERM)
             pidfd_send_signal(pidfd, SIGCONT)
-        if member.pidfd < 0 and killer.hints.size() < HINTS and tree.phase >= TREE_WATCH:
-            killer.hints.push_back(pidfd)
+        if member.pidfd < 0 and tree.phase >= TREE_WATCH:
+            killer_hint(killer, pidfd)
             return
     if member.pidfd < 0:
         close(pidfd)
+
+
+cdef void killer_hint(Killer* killer, int pidfd) noexcept nogil:
+    """Wait for its end before the next scan.  The last ones to be signalled are the last to end."""
+    if killer.hints.size() < HINTS:
+        killer.hints.push_back(pidfd)
+        return
+    close(killer.hints[killer.oldest_hint])
+    killer.hints[killer.oldest_hint] = pidfd
+    killer.oldest_hint = (killer.oldest_hint + 1) % HINTS
 
 
 cdef int killer_open(Killer* killer, pid_t pid) noexcept nogil:
@@ -376,62 +303,6 @@ cdef int killer_open(Killer* killer, pid_t pid) noexcept nogil:
     elif killer.spare < 0:
         killer.spare = eventfd(0, EFD_CLOEXEC)
     return pidfd
-
-
-# ---- orphans that this process adopted -------------------------------------------------------------------------------
-#
-# The kernel gives them to the main thread, while the leaders are children of the lanes: so they are listed by
-# themselves.  Children of Python's own have this process's limit of real-time CPU, and are left alone.
-
-cdef void killer_list_orphans(Killer* killer) noexcept nogil:
-    cdef pid_t session = getsid(0)
-    cdef size_t i, kept = 0
-    killer.children.clear()
-    children_of_thread(killer.own, killer.own, &killer.children)
-    for i in range(killer.children.size()):
-        if getsid(killer.children[i]) != session:
-            killer.children[kept] = killer.children[i]
-            kept += 1
-    killer.children.resize(kept)
-
-
-cdef void killer_collect_orphans(Killer* killer) noexcept nogil:
-    """Reap those that have ended.  Only the main thread's own wait could be faster, and no waiter for all (-1) is used:
-    that would steal what others wait for."""
-    cdef rlimit limit
-    cdef size_t i
-    killer_list_orphans(killer)
-    for i in range(killer.children.size()):
-        if prlimit(killer.children[i], RLIMIT_RTTIME, NULL, &limit) == 0 and (
-                limit.rlim_max != killer.engine.own_mark.rlim_max or limit.rlim_cur != killer.engine.own_mark.rlim_cur):
-            waitpid(killer.children[i], NULL, WNOHANG)
-
-
-cdef void killer_recognise_orphans(Killer* killer) noexcept nogil:
-    """Orphans without a valid mark, by their environment: they have set the limit themselves."""
-    cdef array[pid_t] orphans
-    cdef Tree* tree
-    cdef uint64_t mark = 0
-    cdef size_t i, k
-    cdef int pidfd
-    killer_list_orphans(killer)
-    orphans.swap(killer.children)
-    for i in range(orphans.size()):
-        if not mark_of_process(orphans[i], killer.engine.mark_place, &killer.engine.own_mark, &mark) or mark:
-            continue
-        pidfd = pidfd_open(orphans[i])  # our child: only this thread reaps it, so the number stays its own
-        if pidfd < 0:
-            continue
-        tree = NULL
-        if read_environment(orphans[i], &killer.environment):
-            for k in range(killer.trees.size()):
-                if has_identity(&killer.environment, killer.trees[k].record):
-                    tree = killer.trees[k]
-                    break
-        if tree != NULL and parent_of(orphans[i]) == killer.own:
-            killer_remember(killer, tree, orphans[i], pidfd)
-        else:
-            close(pidfd)
 
 
 # ---- what follows from a look ----------------------------------------------------------------------------------------
@@ -474,6 +345,7 @@ cdef void killer_drop_hints(Killer* killer) noexcept nogil:
     for i in range(killer.hints.size()):
         close(killer.hints[i])
     killer.hints.clear()
+    killer.oldest_hint = 0
 
 
 cdef int64_t killer_patience(Killer* killer) noexcept nogil:
@@ -490,7 +362,8 @@ cdef int64_t killer_patience(Killer* killer) noexcept nogil:
             longest_ns = SCAN_WATCH_NS
     if longest_ns < 0:
         return deadline_ns
-    killer.pause_ns = min(killer.pause_ns, longest_ns)
+    # At most half of the time is spent with looking: what dies needs the processor as well.
+    killer.pause_ns = max(min(killer.pause_ns, longest_ns), killer.look_ns)
     longest_ns = now(CLOCK_BOOTTIME) + killer.pause_ns
     killer.pause_ns *= 2
     return longest_ns if deadline_ns < 0 else min(longest_ns, deadline_ns)

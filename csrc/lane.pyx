@@ -36,7 +36,6 @@ from native cimport (
     itimerspec,
     map_child_stack,
     peek_exit,
-    peek_status,
     thread,
     timerfd_create,
     timerfd_settime,
@@ -71,6 +70,12 @@ cdef cppclass Lane:
     void* stack         # of the child between clone and exec
     int64_t peak_kb     # of this process's memory, see record_reap
     Zygote zygote
+    # Of lane 0 alone, which keeps adopted attempts, see adoption.pyx:
+    int guard_bell      # eventfd: the guard has written ends; -1: there is no guard
+    int guard           # its pidfd
+    bint guard_stirred  # seen in this round
+    bint guard_gone
+    array[RecordPtr] unrecorded  # ended, and their rows do not say how yet
 
 
 cdef struct Alarm:
@@ -143,12 +148,16 @@ cdef void lane_start(Lane* lane, Record* record) noexcept nogil:
     """Spawn the program of a record that this lane has taken."""
     cdef Engine* engine = lane.engine
     cdef Spawn spawn
-    if record.warm:
-        lane_start_warm(lane, record)
-        return
     # Taken before the spawn: a lane that is preempted while its child already runs must not shorten the run time.
     record.started_ns = now(CLOCK_BOOTTIME)
     record.started_real_ns = now(CLOCK_REALTIME)
+    if engine.table != NULL and not record_take_row(record, engine.table):
+        count(engine.counters[lane.number], COUNT_BACKED_OFF)
+        lane_requeue(lane, record)
+        return
+    if record.warm:
+        lane_start_warm(lane, record)
+        return
     record_spawn(record, lane.number, lane.stack, &engine.open_files, &engine.signals, &spawn)
     if spawn.step != STEP_NONE:
         lane_not_started(lane, record, &spawn)
@@ -163,6 +172,7 @@ cdef void lane_not_started(Lane* lane, Record* record, const Spawn* spawn) noexc
     """Put it back for a shortage that will pass, else tell that it cannot be started."""
     cdef counter_array* counters = lane.engine.counters[lane.number]
     cdef Note note
+    record_give_row_back(record, lane.engine.table)
     if is_shortage(spawn):
         count(counters, COUNT_BACKED_OFF)
         lane_requeue(lane, record)
@@ -185,6 +195,8 @@ cdef void lane_started(Lane* lane, Record* record) noexcept nogil:
     cdef Engine* engine = lane.engine
     cdef Note note
     lane.backoff_ns = 0
+    if record.row != NULL:
+        row_runs(record.row, record.pid, 0 if record.warm else own_peak_kb())
     note_init(&note, record, KIND_STARTED, CAUSED_BY_NOTHING)
     lane_describe(lane, record, &note)
     lane.notes.push_back(note)
@@ -208,7 +220,8 @@ cdef inline void lane_describe(Lane* lane, const Record* record, Note* note) noe
 
 
 cdef void lane_requeue(Lane* lane, Record* record) noexcept nogil:
-    """The machine is short of descriptors, processes or memory: the ticket keeps its place, this lane pauses.
+    """The machine is short of descriptors, processes or memory, or too many ends wait to be committed: the ticket keeps
+    its place, this lane pauses.
 
     Nobody is woken for it: what another lane lacks is the same.  Ours comes back by its timer."""
     record_change(record, RECORD_TAKEN + <uint32_t> lane.number, RECORD_QUEUED)
@@ -265,8 +278,12 @@ cdef void lane_wait(Lane* lane, bint busy) noexcept nogil:
             lane.clock_ns = 0
         elif events[i].data.ptr == &lane.zygote:
             lane_hear_zygote(lane)
+        elif events[i].data.ptr == &lane.guard_bell or events[i].data.ptr == &lane.guard:
+            lane.guard_stirred = True
         elif events[i].data.ptr != &mail.bell:
             lane_reap(lane, <Record*> events[i].data.ptr)
+    if lane.guard_stirred:
+        lane_hear_guard(lane)
     if lane.surplus:
         if queue_has_work(&engine.queue):
             engine_offer(engine, lane.number, lane.surplus)
@@ -317,12 +334,14 @@ cdef void lane_reap(Lane* lane, Record* record) noexcept nogil:
     if record_reap(record, &status, &error, &usage, &lane.peak_kb):
         lane_tell_end(lane, record, status, error, &usage, 0)
         lane_release(lane, record)
+    elif record.adopted:
+        lane_await_row(lane, record)
 
 
 cdef void lane_leader_ended(Lane* lane, Record* record) noexcept nogil:
     """It was told to end and did; the rest of the tree has its grace, or its KILL, until the killer says that it is
     gone.  The zombie stays meanwhile: it holds the number of the group and of the session."""
-    if peek_exit(record.pidfd) == EAGAIN:
+    if peek_exit(record.pidfd) == EAGAIN:  # never of an adopted one, which is no child: its pidfd says enough
         return
     lane_unwatch(lane, record)
     record.leader_ended = True
@@ -336,7 +355,10 @@ cdef void lane_tree_gone(Lane* lane, Record* record, uint32_t answered) noexcept
     if record.asked != answered:
         return  # there will be another answer
     memset(&usage, 0, sizeof(usage))
-    record_reap(record, &status, &error, &usage, &lane.peak_kb)
+    if not record_reap(record, &status, &error, &usage, &lane.peak_kb):
+        record.answered = answered
+        lane_await_row(lane, record)
+        return
     if record.told:
         lane_cap_output(lane, record)
     else:
@@ -350,7 +372,7 @@ cdef void lane_tree_survives(Lane* lane, Record* record, int survivors) noexcept
     cdef int status = SIGKILL
     memset(&usage, 0, sizeof(usage))
     if record.leader_ended:
-        status = peek_status(record.pidfd)
+        status = record_peek_status(record)
     lane_tell_end(lane, record, status, 0, &usage, survivors)
     record.told = True
 
@@ -377,8 +399,9 @@ cdef void lane_tell_end(
     note.error = error
     note.ended_ns = now(CLOCK_REALTIME)
     note.run_ns = now(CLOCK_BOOTTIME) - record.started_ns
-    note.cpu_ns = ((usage.ru_utime.tv_sec + usage.ru_stime.tv_sec) * NS_PER_S
-                   + (usage.ru_utime.tv_usec + usage.ru_stime.tv_usec) * 1000)
+    if record.adopted:
+        record_date_end(record, &note)
+    note.cpu_ns = cpu_time_ns(usage)
     note.max_rss_kb = usage.ru_maxrss
     note.survivors = survivors
     lane.notes.push_back(note)
@@ -391,6 +414,8 @@ cdef void lane_tell_end(
 cdef void lane_release(Lane* lane, Record* record) noexcept nogil:
     """Nothing is left of the attempt: forget it, and keep its slot for the next."""
     lane_unwatch(lane, record)
+    if record.awaits_row:
+        lane_forget_unrecorded(lane, record)
     close(record.pidfd)
     timers_disarm(&lane.timers, &record.timer)
     timers_disarm(&lane.timers, &record.look)
@@ -419,7 +444,7 @@ cdef Lane* lane_new(Engine* engine, int number) noexcept nogil:
     cdef Lane* lane = new Lane()
     lane.engine = engine
     lane.number = number
-    lane.clock = lane.epoll = lane.zygote.socket = -1
+    lane.clock = lane.epoll = lane.zygote.socket = lane.guard_bell = lane.guard = -1
     return lane
 
 
@@ -446,6 +471,8 @@ cdef void lane_free(Lane* lane) noexcept nogil:
         if lane.timers.heap[i].kind == TIMER_ALARM:
             free(lane.timers.heap[i].owner)
     free(lane.timers.heap)
+    if lane.guard >= 0:
+        close(lane.guard)
     if lane.clock >= 0:
         close(lane.clock)
     if lane.epoll >= 0:

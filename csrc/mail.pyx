@@ -22,6 +22,8 @@ cdef void lane_read_mail(Lane* lane) noexcept nogil:
             lane_arm_alarm(lane, &lane.letters[i])
         elif lane.letters[i].kind == LETTER_ZYGOTE:
             lane_meet_zygote(lane, <int> lane.letters[i].ns)
+        elif lane.letters[i].kind == LETTER_ADOPT:
+            lane_adopt(lane, <Record*> lane.letters[i].handle)
         elif lane.letters[i].kind == LETTER_GONE:
             lane_tree_gone(lane, <Record*> lane.letters[i].handle, <uint32_t> lane.letters[i].ns)
         elif lane.letters[i].kind == LETTER_SURVIVES:
@@ -60,6 +62,7 @@ cdef void lane_end(Lane* lane, Record* record, int64_t grace_ns) noexcept nogil:
     """TERM to the tree now, KILL after the grace; a KILL that is due earlier stays."""
     cdef int64_t deadline_ns
     record.ending = True
+    record_note_ending(record, now(CLOCK_BOOTTIME) + grace_ns)
     if grace_ns == 0:
         timers_disarm(&lane.timers, &record.timer)
         lane_kill_tree(lane, record)

@@ -55,6 +55,9 @@ struct alignas(cache_line) padded_mutex {
 // A million tickets wait in a queue: their size is a promise.
 template <class T> void assert_32_bytes(T *) noexcept { static_assert(sizeof(T) == 32); }
 
+// A file is made of rows like this, which processes of other versions read.
+template <class T> void assert_128_bytes(T *) noexcept { static_assert(sizeof(T) == 128); }
+
 // Memory that grows with what waits.  Without it no ticket can be kept, and losing one silently is worse than ending:
 // everything here can be rebuilt from the store.
 inline void *checked_realloc(void *memory, std::size_t bytes) noexcept {
@@ -117,6 +120,7 @@ struct Spawn {
     const rlimit *open_files; // of the child
     rlimit mark;             // its RLIMIT_RTTIME, see tree.pyx
     const SignalReset *signals;
+    pid_t *pid_place; // shared memory in which the kernel writes the pid before the child's first instruction; or NULL
     // out
     pid_t pid;
     int pidfd;
@@ -273,23 +277,26 @@ inline SignalReset signal_reset() noexcept {
 // memory.  Returns when the child has called exec or given up.  The calling thread must have every signal blocked but
 // SIGCHLD, which nobody sends to a child: the child shares its memory, and no handler may run there.
 inline void spawn_process(Spawn *spawn, void *stack_base) noexcept {
-    constexpr int flags = CLONE_VM | CLONE_VFORK | CLONE_FILES | CLONE_PIDFD;
     char *bottom = static_cast<char *>(stack_base) + sysconf(_SC_PAGESIZE);
     spawn->error = 0;
     spawn->step = STEP_NONE;
     spawn->pidfd = -1;
+    const int flags = CLONE_VM | CLONE_VFORK | CLONE_FILES | CLONE_PIDFD |
+                      (spawn->pid_place != nullptr ? CLONE_CHILD_SETTID : 0);
 #ifdef PYSCHED_CLONE3
     if (spawn->signals->by_kernel) {
         clone_args how{};
-        how.flags = flags | CLONE_CLEAR_SIGHAND;
+        how.flags = static_cast<std::uint64_t>(flags) | CLONE_CLEAR_SIGHAND;
         how.pidfd = reinterpret_cast<std::uintptr_t>(&spawn->pidfd);
+        how.child_tid = reinterpret_cast<std::uintptr_t>(spawn->pid_place);
         how.exit_signal = SIGCHLD;
         how.stack = reinterpret_cast<std::uintptr_t>(bottom);
         how.stack_size = child_stack_size;
         spawn->pid = clone3_spawn(spawn, &how);
     } else
 #endif
-        spawn->pid = PYSCHED_CLONE(child_main, bottom + child_stack_size, flags | SIGCHLD, spawn, &spawn->pidfd);
+        spawn->pid = PYSCHED_CLONE(child_main, bottom + child_stack_size, flags | SIGCHLD, spawn, &spawn->pidfd,
+                                   nullptr, spawn->pid_place);
     if (spawn->pid < 0) {
         spawn->error = errno;
         spawn->step = STEP_CLONE;
@@ -329,13 +336,28 @@ inline int peek_exit(int pidfd) noexcept {
     return info.si_pid != 0 ? 0 : EAGAIN;
 }
 
+inline int wait_status(const siginfo_t &info) noexcept {
+    return info.si_code == CLD_EXITED ? W_EXITCODE(info.si_status, 0)
+                                      : info.si_status | (info.si_code == CLD_DUMPED ? WCOREFLAG : 0);
+}
+
+// The same with all that wait4 would tell; by the system call itself, whose last argument libc does not pass on.
+inline int peek_end(int pidfd, int *status, rusage *usage) noexcept {
+    siginfo_t info{};
+    if (syscall(SYS_waitid, 3, pidfd, &info, WEXITED | WNOHANG | WNOWAIT, usage) != 0)
+        return errno;
+    if (info.si_pid == 0)
+        return EAGAIN;
+    *status = wait_status(info);
+    return 0;
+}
+
 // The raw wait status of an ended child that stays uncollected; -1: somebody else collected it.
 inline int peek_status(int pidfd) noexcept {
     siginfo_t info{};
     if (waitid(static_cast<idtype_t>(3), static_cast<id_t>(pidfd), &info, WEXITED | WNOHANG | WNOWAIT) != 0)
         return -1;
-    return info.si_code == CLD_EXITED ? W_EXITCODE(info.si_status, 0)
-                                      : info.si_status | (info.si_code == CLD_DUMPED ? WCOREFLAG : 0);
+    return wait_status(info);
 }
 
 // 0, or the errno that shows which kernel feature is missing: close_range with UNSHARE (Linux 5.9) is the newest needed.

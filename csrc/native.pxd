@@ -3,7 +3,7 @@
 from cpython.pythread cimport PyLockStatus, PyThread_type_lock
 from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
 from libcpp.atomic cimport atomic
-from posix.resource cimport rlimit
+from posix.resource cimport rlimit, rusage
 from posix.types cimport pid_t
 
 
@@ -28,6 +28,7 @@ cdef extern from "native.hpp" namespace "pysched" nogil:
         void unlock()
 
     void assert_32_bytes[T](T* null)
+    void assert_128_bytes[T](T* null)
     void* checked_realloc(void* memory, size_t bytes)
     T* construct[T](void* memory)
 
@@ -56,6 +57,7 @@ cdef extern from "native.hpp" namespace "pysched" nogil:
         const rlimit* open_files
         rlimit mark
         const SignalReset* signals
+        pid_t* pid_place
         pid_t pid
         int pidfd
         int error
@@ -68,6 +70,7 @@ cdef extern from "native.hpp" namespace "pysched" nogil:
     int pidfd_open(pid_t pid)
     bint pidfd_ended(int pidfd)
     int peek_exit(int pidfd)
+    int peek_end(int pidfd, int* status, rusage* usage)
     int peek_status(int pidfd)
     int probe_kernel()
 
@@ -167,6 +170,8 @@ cdef extern from "<fcntl.h>" nogil:
     enum:
         O_CLOEXEC
         O_NOFOLLOW
+
+    int posix_fallocate(int fd, long long offset, long long size)
 
 cdef extern from "<dirent.h>" nogil:
     ctypedef struct DIR:

@@ -26,7 +26,7 @@ from native cimport (
     Spawn,
     clock_gettime,
     construct,
-    peek_exit,
+    peek_end,
     pidfd_send_signal,
     spawn_process,
     timespec,
@@ -60,11 +60,18 @@ cdef cppclass Record:
     Timer timer         # at most one at a time: timeout, then kill
     pid_t pid           # also its process group and session; 0: not running
     int pidfd
+    uint64_t token      # of the lease; 0: none
+    Row* row            # in the table of attempts; NULL: none
+    bint adopted        # no child of this process: its end comes from the guard, by the row
+    bint guard_gone     # … and will not come any more
+    bint awaits_row     # in Lane.unrecorded
+    uint32_t answered   # adopted: requests to the killer, when it said last that the tree is gone
     uint8_t cause
     bint warm           # forked by the zygote, see zygote.pyx
     int64_t ending_grace_ns  # of a kill that came while it was starting; -1: none did
     # its tree, see tree.pyx
     rlimit mark
+    uint64_t mark_number
     char* identity[3]   # PYSCHED_TASK_ID=, PYSCHED_ATTEMPT=, PYSCHED_NODE=; NULL: not in the environment
     bint ending         # it was told to: TERM or KILL has been sent
     bint killing        # KILL was among them
@@ -87,6 +94,7 @@ cdef cppclass Record:
 
 ctypedef Record* RecordPtr
 cdef cppclass Tree      # tree.pyx
+cdef cppclass Row       # attempt_table.pyx
 
 cdef enum:
     LANE_TEXT_BYTES = 17  # PYSCHED_LANE=255 and the NUL
@@ -141,6 +149,7 @@ cdef void record_spawn(
     spawn.open_files = open_files
     spawn.signals = signals
     spawn.mark = record.mark
+    spawn.pid_place = &record.row.pid if record.row != NULL else NULL
     spawn_process(spawn, stack)
 
 
@@ -167,10 +176,14 @@ cdef bint record_reap(Record* record, int* status, int* error, rusage* usage, in
     signal->maxrss): a peak that is not above ours says nothing, and 0 is reported.  `peak_kb` is what the caller knows
     of ours, and is looked up again only when the child's is above it.  A warm job calls no exec."""
     status[0] = -1
-    error[0] = peek_exit(record.pidfd)
+    if record.adopted:
+        return record_read_end(record, status, error, usage)
+    error[0] = peek_end(record.pidfd, status, usage)
     if error[0] == EAGAIN:
         return False
     if error[0] == 0:
+        if record.row != NULL:
+            row_end(record.row, ROW_HAS_ENDED, status[0], usage)
         kill(-record.pid, SIGKILL)
         if wait4(record.pid, status, WNOHANG, usage) != record.pid:
             status[0] = -1
@@ -268,6 +281,7 @@ cdef Record* record_new(Launch launch) except NULL:
     record.pidfd = -1
     record.warm = launch.warm
     record.ending_grace_ns = -1
+    record.token = launch.token
     record.timer.owner = record
     record.look.owner = record
     record.ticket.item = <uint64_t> record

@@ -18,6 +18,7 @@ struct StartRequest {
     std::uint64_t token; // names the attempt; comes back with the reply
     rlimit open_files;
     rlimit mark; // RLIMIT_RTTIME, see tree.pyx
+    std::int64_t row_pid; // where the attempt's pid stands in the file of attempts; -1: it has no row
     std::uint32_t words;
     std::uint32_t entries;
     std::uint32_t cwd; // where these begin among the texts
@@ -149,12 +150,13 @@ inline bool open_as(int wanted, const char *path, int flags) noexcept {
     return moved;
 }
 
-inline Step job_prepare(const StartRequest *request, const char *texts) noexcept {
+inline Step job_prepare(const StartRequest *request, const char *texts, int table) noexcept {
     constexpr int log = O_WRONLY | O_CREAT | O_APPEND | O_NOFOLLOW | O_NOCTTY;
+    const pid_t pid = getpid();
+    if (request->row_pid >= 0 && pwrite(table, &pid, sizeof pid, request->row_pid) < 0)
+        return STEP_CLONE;
     if (setsid() < 0)
         return STEP_SESSION;
-    if (syscall(SYS_prlimit64, 0, RLIMIT_RTTIME, &request->mark, nullptr) != 0)
-        return STEP_LIMITS;
     if (!open_as(0, "/dev/null", O_RDONLY))
         return STEP_STDIN;
     if (!open_as(1, texts + request->output[0], log))
@@ -169,11 +171,14 @@ inline Step job_prepare(const StartRequest *request, const char *texts) noexcept
 }
 
 // In the child: become the job, and say so.  Returns only if the node knows of us now and nothing of the zygote's is open.
-inline void job_begin(const Inbox *inbox, int socket) noexcept {
-    const Step step = job_prepare(&inbox->request, inbox->texts);
+// `table`: the file of attempts; -1: there is none.
+inline void job_begin(const Inbox *inbox, int socket, int table) noexcept {
+    const Step step = job_prepare(&inbox->request, inbox->texts, table);
     const int error = errno;
     if (!reply_start(socket, inbox->request.token, getpid(), step, error) || step != STEP_NONE)
         _exit(127);
+    if (syscall(SYS_prlimit64, 0, RLIMIT_RTTIME, &inbox->request.mark, nullptr) != 0)
+        _exit(127); // never: what a process gives up is not refused
     prctl(PR_SET_NAME, "pysched-job", 0, 0, 0);
     syscall(SYS_close_range, 3U, ~0U, 0U);
 }

@@ -12,6 +12,7 @@ cdef extern from "sibling.hpp" namespace "pysched" nogil:
         uint64_t token
         rlimit open_files
         rlimit mark
+        int64_t row_pid
         uint32_t words
         uint32_t entries
         uint32_t cwd
@@ -39,4 +40,4 @@ cdef extern from "sibling.hpp" namespace "pysched" nogil:
     pid_t fork_sibling(const Sibling* sibling)
     bint reply_start(int socket, uint64_t token, pid_t pid, Step step, int error)
     int receive_start(int socket, Inbox* inbox)
-    void job_begin(const Inbox* inbox, int socket)
+    void job_begin(const Inbox* inbox, int socket, int table)

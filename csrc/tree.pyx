@@ -19,6 +19,7 @@
 # A nested scheduler, whose own limit is the mark of an attempt already, marks its attempts by the soft limit alone: the
 # outer one still finds all of them by the hard limit.
 
+from libc.errno cimport ECHILD, ESRCH, errno
 from libc.stdint cimport int64_t, uint32_t, uint64_t
 from libc.stdio cimport FILE, fclose, fgetc, fopen, fread, snprintf, sscanf
 from libc.stdlib cimport atoi
@@ -28,7 +29,18 @@ from posix.stat cimport stat, struct_stat
 from posix.types cimport pid_t
 from posix.unistd cimport getsid
 
-from native cimport DIR, RLIMIT_RTTIME, array, closedir, dirent, opendir, peek_exit, prlimit, readdir
+from native cimport (
+    DIR,
+    RLIMIT_RTTIME,
+    array,
+    closedir,
+    dirent,
+    opendir,
+    peek_exit,
+    pidfd_send_signal,
+    prlimit,
+    readdir,
+)
 
 cdef enum MarkPlace:
     MARK_NOWHERE        # somebody gave this process a limit of real-time CPU that leaves no room for marks
@@ -69,6 +81,10 @@ cdef cppclass Tree:
 
 
 ctypedef Tree* TreePtr
+
+cdef struct Stranger:   # met in a scan, and of no tree by mark or session
+    pid_t pid
+    pid_t parent
 
 cdef struct Member:     # met in a scan
     Tree* tree
@@ -126,6 +142,8 @@ cdef bint mark_of_process(pid_t pid, MarkPlace place, const rlimit* own, uint64_
 
 cdef bint session_pinned(const Record* record) noexcept nogil:
     """Whether nobody else can have the number of the leader, and so of its session."""
+    if record.adopted:
+        return pidfd_send_signal(record.pidfd, 0) == 0 or errno != ESRCH
     return peek_exit(record.pidfd) != ECHILD
 
 

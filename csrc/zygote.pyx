@@ -21,6 +21,10 @@
 # file.
 #
 # From the reply on nothing tells a warm job from a command.
+#
+# What kill -9 of the node leaves (see attempt_table.pyx): the zygote is in the node's process group, which the guard
+# kills.  A job writes its pid into its attempt's row before it leaves that group, so one that survives stands there, and
+# what stands nowhere never ran.  The mark is what it sets last, after the reply has gone: without it, it has not begun.
 
 from libc.errno cimport E2BIG, EAGAIN, ECONNRESET, EMFILE, EMSGSIZE, EPIPE
 from libc.signal cimport SIGKILL
@@ -28,7 +32,6 @@ from libc.stdint cimport int64_t, uint32_t, uint64_t
 from libc.stdio cimport snprintf
 from libc.string cimport memset, strlen
 from libcpp.atomic cimport memory_order_relaxed
-from posix.resource cimport rlimit
 from posix.signal cimport kill
 from posix.unistd cimport close
 from posix.wait cimport waitpid
@@ -76,7 +79,7 @@ cdef bint take_out(array[RecordPtr]* list, Record* record) noexcept nogil:
 
 # ---- asking ----------------------------------------------------------------------------------------------------------
 
-cdef int zygote_ask(int socket, Record* record, int lane, const rlimit* open_files) noexcept nogil:
+cdef int zygote_ask(int socket, Record* record, int lane, Engine* engine) noexcept nogil:
     """0 or errno."""
     cdef StartRequest request
     cdef char* texts = record.words[1]  # the block's texts follow each other from here on, stderr's path is the last
@@ -85,7 +88,8 @@ cdef int zygote_ask(int socket, Record* record, int lane, const rlimit* open_fil
     memset(&request, 0, sizeof(request))
     snprintf(record.lane_text, 4, b"%d", lane)
     request.token = <uint64_t> record
-    request.open_files = open_files[0]
+    request.open_files = engine.open_files
+    request.row_pid = <char*> &record.row.pid - <char*> engine.table.rows if record.row != NULL else -1
     request.mark = record.mark
     while word[0] != NULL:
         request.words += 1
@@ -114,7 +118,7 @@ cdef void lane_ask_zygote(Lane* lane) noexcept nogil:
     cdef int error
     while zygote.socket >= 0 and sent < zygote.wanted.size():
         record = zygote.wanted[sent]
-        error = zygote_ask(zygote.socket, record, lane.number, &lane.engine.open_files)
+        error = zygote_ask(zygote.socket, record, lane.number, lane.engine)
         if error == EAGAIN or error == EPIPE or error == ECONNRESET:  # the end of file is on its way
             break
         sent += 1
@@ -162,6 +166,10 @@ cdef void lane_take_reply(Lane* lane, Record* record, const StartReply* reply) n
         lane_fail_warm(lane, record, STEP_CLONE, EMFILE)
         return
     record.pid = reply.pid
+    if record.row != NULL:
+        record.row.started_ns = record.row.since_ns = record.started_ns
+        record.row.started_real_ns = record.started_real_ns
+        record.row.deadline_ns = record.started_ns + record.timeout_ns if record.timeout_ns else 0
     lane_started(lane, record)
     if grace_ns >= 0:
         lane_end(lane, record, grace_ns)
@@ -193,6 +201,7 @@ cdef void lane_kill_starting(Lane* lane, Record* record, int64_t grace_ns) noexc
 cdef void lane_withdraw_warm(Lane* lane, Record* record) noexcept nogil:
     """It never had a process."""
     cdef Note note
+    record_give_row_back(record, lane.engine.table)
     note_withdrawn(&note, record, record.cause)
     lane.notes.push_back(note)
     count(lane.engine.counters[lane.number], COUNT_WITHDRAWN)

@@ -10,9 +10,10 @@ def available() -> bool:
 def wait(sockets: Sequence[int]) -> list[int]:
     """Those that have a request, or whose other end is closed; perhaps none, after a signal."""
 
-def fork(socket: int) -> tuple[tuple[bytes, ...], tuple[bytes, ...]] | None:
+def fork(socket: int, table: int) -> tuple[tuple[bytes, ...], tuple[bytes, ...]] | None:
     """Take one request and fork its job.  None in the zygote; in the job its words and its environment, `NAME=value`.
 
+    `table` is the file of running attempts, into whose row the job writes its pid; -1: there is none.
     The job has its own session, logs, folder and limits, and no descriptor above 2.  The process must have one thread.
     Raises `EOFError` when the node has closed its end.
     """

@@ -1,10 +1,11 @@
 """The zygote: a small process that has imported what ML jobs need, and is forked for each of them.
 
-    zygote.py STATUS SOCKET,SOCKET,… PROBLEM MODULE…
+    zygote.py STATUS SOCKET,SOCKET,… TABLE PROBLEM MODULE…
 
 The node starts it with inherited descriptors.  STATUS is a pipe that gets a line of JSON, `{"ready": …, "problem": …}`,
 when the zygote is ready, and when it begins anew; the SOCKETs, one a lane, bring requests (the conversation is drawn in
-`csrc/zygote.pyx`).  A PROBLEM that is not empty says why nothing may be imported: the zygote before died of it.
+`csrc/zygote.pyx`).  TABLE is the file of running attempts (`csrc/attempt_table.pyx`), or empty.  A PROBLEM that is not
+empty says why nothing may be imported: the zygote before died of it.
 
     importing ──► ready ──request──► fork ──► job: environment, entrypoint or simulation, exit
         ▲           │  ◄──────────────┘
@@ -90,7 +91,9 @@ def preload(modules: Sequence[str]) -> str | None:
     return None
 
 
-def serve(status: int, sockets: Sequence[int], problem: str, modules: Sequence[str]) -> tuple[Job, str | None]:
+def serve(
+    status: int, sockets: Sequence[int], table: int, problem: str, modules: Sequence[str]
+) -> tuple[Job, str | None]:
     """Fork on request; returns in each job, with its request and what is wrong with the zygote."""
     found = problem or preload(modules)
     if not _sibling.available():
@@ -106,7 +109,7 @@ def serve(status: int, sockets: Sequence[int], problem: str, modules: Sequence[s
                 _tell(status, ready=False, problem=None)
                 os.execv(sys.executable, sys.orig_argv)  # noqa: S606 - no shell is wanted
             try:
-                job = _sibling.fork(socket)
+                job = _sibling.fork(socket, table)
             except EOFError:
                 os._exit(0)
             if job is not None:
@@ -190,9 +193,12 @@ def _leave(code: int | None) -> NoReturn:
 
 
 def main(arguments: Sequence[str]) -> NoReturn:
-    signal.signal(signal.SIGINT, signal.default_int_handler)  # the node may have been started with it ignored
-    status, sockets, problem, *modules = arguments
-    run(*serve(int(status), [int(socket) for socket in sockets.split(",")], problem, modules))
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # ^C is for the node, in whose process group we are
+    status, sockets, path, problem, *modules = arguments
+    table = os.open(path, os.O_RDWR | os.O_CLOEXEC) if path else -1
+    job, found = serve(int(status), [int(socket) for socket in sockets.split(",")], table, problem, modules)
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    run(job, found)
 
 
 if __name__ == "__main__":

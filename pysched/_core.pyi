@@ -16,9 +16,16 @@ __all__ = [
     "CAUSE_SHUTDOWN",
     "CAUSE_TIMEOUT",
     "EXITED",
+    "ROW_ENDED",
+    "ROW_LOST",
+    "ROW_NEVER_RAN",
+    "ROW_RUNNING",
+    "ROW_STARTING",
     "SPAWN_FAILED",
     "STARTED",
     "WITHDRAWN",
+    "AttemptRow",
+    "AttemptTable",
     "Core",
     "Event",
     "Executor",
@@ -61,6 +68,7 @@ class Launch:
     timeout_s    seconds until TERM is sent to the tree (see Core.kill), > 0; None: no limit
     grace_s      seconds between that TERM and KILL, ≥ 0; 0 sends KILL at once
     waited_s     seconds it has waited elsewhere, ≥ 0; counts in Event.wait_ns and towards Core's ageing_s
+    token        0 … 2**64-1, unique among the rows of Core's `table`, where the attempt gets one; 0: none
     mark         0 … 2**61-1, by which every descendant is known (`csrc/tree.pyx`): unique on this machine, and best
                  the same for whoever must find what is left of the attempt; 0: the core makes one
     warm         forked by the zygote (Core.meet_zygote) instead of executed: argv says what it calls, candidates are
@@ -87,6 +95,7 @@ class Launch:
         grace_s: float = 5.0,
         waited_s: float = 0.0,
         mark: int = 0,
+        token: int = 0,
         warm: bool = False,
     ) -> None: ...
     @property
@@ -117,6 +126,8 @@ class Launch:
     def waited_s(self) -> float: ...
     @property
     def mark(self) -> int: ...
+    @property
+    def token(self) -> int: ...
     @property
     def warm(self) -> bool: ...
 
@@ -191,6 +202,64 @@ class Event:
         """EXITED: processes of the tree that did not die within 5 s of KILL; their worker is withheld, and the handle
         in use, until they do.  `status` is then what is known of the leader."""
 
+# AttemptRow.state
+ROW_STARTING: Final[int]  # no program was started yet as far as one knows; `pid` 0: surely none
+ROW_RUNNING: Final[int]
+ROW_ENDED: Final[int]
+ROW_NEVER_RAN: Final[int]  # its process ended before it had become the program
+ROW_LOST: Final[int]  # it ran under an earlier guard: how it ends, nobody will know
+
+@final
+class AttemptRow:
+    """What stands of one attempt in an `AttemptTable`; a copy."""
+
+    @property
+    def state(self) -> int: ...
+    @property
+    def pid(self) -> int: ...
+    @property
+    def token(self) -> int: ...
+    @property
+    def mark(self) -> int:
+        """By which its processes are known, also those that outlive the leader."""
+    @property
+    def started_ns(self) -> int:
+        """CLOCK_BOOTTIME."""
+    @property
+    def since_ns(self) -> int:
+        """When the process that wrote last started or adopted it; CLOCK_BOOTTIME."""
+    @property
+    def ending(self) -> bool:
+        """It was told to end: what survives the leader had its grace, and must end."""
+    def end(self, handle: int) -> Event:
+        """EXITED, as its lane would have told it; status -1 (errno ECHILD) if the row does not say how it ended."""
+
+@final
+class AttemptTable:
+    """The attempts that run on a home, in a file: what a process that comes after a killed one knows of them.
+
+    One process at a time writes attempts (a Core's `table`), and its parent, the guard, writes the ends of those that
+    the other left.  Drawn and argued in `csrc/attempt_table.pyx`.
+    """
+
+    @staticmethod
+    def begin(path: str, guard: bytes) -> None:
+        """The guard named by these 16 bytes takes over the file, or makes it; what ran under the one before is lost."""
+    def __init__(self, path: str, guard: bytes, *, rows: int = 0) -> None:
+        """Open it, with room for at least `rows` rows.  `OSError`; `ValueError`: it is of another version, of another
+        guard, or of an earlier start of the machine."""
+    def rows(self) -> list[AttemptRow]: ...
+    def row(self, token: int) -> AttemptRow:
+        """`KeyError`: there is none."""
+    def release(self, tokens: Iterable[int]) -> None:
+        """Forget attempts; those of which there is no row are passed over."""
+    def collect(self, pid: int) -> bool:
+        """Collect a child of this process that has ended; first, if it leads an attempt, write its end into the row and
+        kill what it left in its group.  Whether it led one."""
+    @property
+    def capacity(self) -> int: ...
+    def __len__(self) -> int: ...
+
 @final
 class Core:
     """`lanes` native threads (1 … 256) that run at most `workers` (1 … 1,000,000) attempts at once.
@@ -207,6 +276,8 @@ class Core:
     log_limit       bytes each of stdout and stderr of an attempt may have (0: no limit); of a longer file the head is
                     kept, and a line that says so
     log_limit_ends  such an attempt is ended, too
+    table           where each attempt with a token gets a row; the caller releases it, when its end is durable
+    guard_bell      eventfd that the guard, this process's parent, writes to after it has written ends into the table
     """
 
     def __init__(
@@ -218,9 +289,16 @@ class Core:
         subreaper: bool = False,
         log_limit: int = 0,
         log_limit_ends: bool = False,
+        table: AttemptTable | None = None,
+        guard_bell: int | None = None,
     ) -> None: ...
     def submit(self, launches: Sequence[Launch]) -> None:
         """Queue all or, on `ValueError` (a handle is in use) or `RuntimeError` (closed), none."""
+    def adopt(self, launch: Launch) -> bool:
+        """Go on with an attempt whose row (`launch.token`) says that it runs: STARTED, then EXITED as of one's own, by
+        the times, the timeout and the begun end of its row, and at the cost of a worker.  The process must be a child
+        of this process's parent, which collects it (`AttemptTable.collect`); False: it is not.  EXITED has the status
+        -1 (errno ECHILD) if the parent ends first.  argv, candidates and timeout_s of the launch are not looked at."""
     def kill(self, handle: int, grace_s: float, cause: int) -> bool:
         """End an attempt.  Queued: it becomes WITHDRAWN.  Running: TERM (and CONT) to its whole tree now, KILL after
         `grace_s` (0: KILL at once); its EXITED comes when nothing is left of the tree, and carries `cause`, unless an

@@ -15,7 +15,8 @@
     │   ├── DatabaseUnreachable      … because PostgreSQL does not answer                     1
     │   └── EmbeddedError            … because the embedded server cannot run                 1
     └── NodeError                    a node cannot start or go on                             1
-        └── HomeInUse                another process owns the home folder                     1
+        ├── HomeInUse                another process owns the home folder                     1
+        └── NodeDefect               a node ended by a mistake of pysched                    70
 
 A message says what is wrong, where, and what would be right, in one line.
 """
@@ -118,3 +119,9 @@ class NodeError(PyschedError):
 
 class HomeInUse(NodeError):
     """Another process owns the home folder."""
+
+
+class NodeDefect(NodeError):
+    """A node ended by a mistake of pysched; its guard tells that from what the world does to it."""
+
+    exit_code = 70

@@ -3,7 +3,8 @@
 ::
 
     HOME/  pysched.toml  token  api.json           settings, bearer token, where the API listens
-           home.id  node.lock                      identity over restarts, lock of the running node
+           home.id  guard.lock  node.lock          identity over restarts, locks of what runs here
+           attempts.table                          what runs, for the guard and the next node (`_core.AttemptTable`)
            queue/  rejected/  completed/           files in and out, unless the settings name others
            logs/  work/  profiler.csv              output of attempts, where they start, the profile
            postgres*                               the embedded database
@@ -33,6 +34,11 @@ def default_home() -> Path:
     return Path(platformdirs.user_state_dir("pysched", appauthor=False))
 
 
+def chosen_home(given: str | Path | None) -> Path:
+    """The home that an option or the environment names, or the default."""
+    return Path(given or os.environ.get("PYSCHED_HOME") or default_home()).absolute()
+
+
 class Home:
     """Paths below one home folder."""
 
@@ -41,6 +47,8 @@ class Home:
         self.logs = self.path / "logs"
         self.work = self.path / "work"
         self.profile = self.path / "profiler.csv"
+        self.attempts = self.path / "attempts.table"
+        self._guard_lock = self.path / "guard.lock"
 
     def prepare(self) -> None:
         """Create the folder where it is missing; `NodeError` if that is not possible."""
@@ -66,18 +74,41 @@ class Home:
 
     @contextlib.contextmanager
     def owned(self) -> Iterator[None]:
-        """Hold the home against other nodes; `HomeInUse` if one has it.  The kernel frees the lock however we end."""
-        with (self.path / "node.lock").open("a+") as lock:
+        """Hold the home as its node; `HomeInUse` if another one has it."""
+        with self._held(self.path / "node.lock", f"the node with pid {os.getpid()}"):
+            yield
+
+    @contextlib.contextmanager
+    def guarded(self) -> Iterator[int]:
+        """Hold the home as its guard, by the descriptor that is given; `HomeInUse` if another one has it."""
+        with self._held(self._guard_lock, f"the scheduler with pid {os.getpid()}") as descriptor:
+            yield descriptor
+
+    def guard_pid(self) -> int | None:
+        """The process that guards the home now."""
+        try:
+            with self._guard_lock.open() as lock:
+                fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except FileNotFoundError:
+            return None
+        except BlockingIOError:
+            return int(self._guard_lock.read_text().split()[-1])
+        return None
+
+    @contextlib.contextmanager
+    def _held(self, path: Path, owner: str) -> Iterator[int]:
+        """The kernel frees the lock however we end."""
+        with path.open("a+") as lock:
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
                 lock.seek(0)
-                owner = lock.read().strip() or "another process"
+                other = lock.read().strip() or "another process"
                 raise HomeInUse(
-                    f"home {self.path} is in use by {owner}; stop it, or choose another with --home"
+                    f"home {self.path} is in use by {other}; stop it, or choose another with --home"
                 ) from None
             lock.seek(0)
             lock.truncate()
-            lock.write(f"the node with pid {os.getpid()}")
+            lock.write(owner)
             lock.flush()
-            yield
+            yield lock.fileno()

@@ -1,69 +1,24 @@
 """The vocabulary every stage speaks: states, priorities and the records passed between stages.
 
-Nothing here does I/O, reads a clock or imports a stage; it also avoids pydantic so that a
-client command that only prints can import it cheaply.  What a user may *submit* is described
-in `pysched.task`.
-
-The states of a task (drawn once, here)::
-
-                 ┌► blocked ──┐
-     (accepted) ─┼► scheduled ┼► queued ─► running ─┬► succeeded
-                 └────────────┘     ▲               ├► failed
-                                    └─ scheduled ◄──┤ (retry)
-            cancelled ◄── any state before the end ─┘
-
-`queued` covers two situations that a user need not tell apart: waiting in the store
-(`tasks.node is null`) and claimed by a node, waiting for a worker there (`tasks.node` set).
+Nothing here does I/O, reads a clock or imports a stage.  The states are drawn in `pysched.states`; what a user
+may *submit* is described in `pysched.task`.
 """
 
 from __future__ import annotations
 
-import enum
 import hashlib
-import os
-import re
-import time
 import uuid
 from dataclasses import dataclass, field
 from datetime import datetime
 
-ID_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,127}$"
-_ID = re.compile(ID_PATTERN.replace("$", r"\Z"))
-
-
-class Priority(enum.IntEnum):
-    """The class of a task; the smaller number starts first."""
-
-    HIGH = 0
-    MED = 1
-    LOW = 2
-
-
-class TaskType(str, enum.Enum):
-    """What a task without a command simulates, and whether it may name an entrypoint."""
-
-    SYSTEM = "system"
-    ML = "ml"
-
-
-class State(str, enum.Enum):
-    """Where a task stands; see the drawing at the top of this module."""
-
-    BLOCKED = "blocked"
-    SCHEDULED = "scheduled"
-    QUEUED = "queued"
-    RUNNING = "running"
-    SUCCEEDED = "succeeded"
-    FAILED = "failed"
-    CANCELLED = "cancelled"
-
-    @property
-    def terminal(self) -> bool:
-        return self in TERMINAL
-
-
-STATES = {state.value: state for state in State}  # a look-up costs a tenth of a call of the class
-TERMINAL = frozenset({State.SUCCEEDED, State.FAILED, State.CANCELLED})
+from pysched.ids import ID_PATTERN as ID_PATTERN
+from pysched.ids import is_valid_id as is_valid_id
+from pysched.ids import new_id as new_id
+from pysched.states import STATES as STATES
+from pysched.states import TERMINAL as TERMINAL
+from pysched.states import Priority as Priority
+from pysched.states import State as State
+from pysched.states import TaskType as TaskType
 
 
 class Reason:
@@ -84,6 +39,10 @@ class Reason:
     @staticmethod
     def signal(name: str) -> str:
         return f"signal {name}"
+
+    @staticmethod
+    def parked(crashes: int) -> str:
+        return f"lost: {crashes} nodes ended while they ran it; retry it by hand"
 
     @staticmethod
     def surviving(reason: str | None, survivors: int) -> str:
@@ -122,9 +81,11 @@ class Abandoned:
     """A claim whose node is gone."""
 
     claim: Claim
-    node: str  # incarnation that held it
+    holder: uuid.UUID  # incarnation that holds it
+    node: str  # incarnation that started its attempt: the holder, or one that the holder came after
     pid: int | None  # of the attempt, if its start was recorded
     started_at: datetime | None
+    crashes: int  # nodes that ended by themselves while they ran the task, one after the other
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -184,6 +145,8 @@ class Outcome:
     delay_s: float = 0.0  # before the next attempt, with SCHEDULED
     counts: bool = True  # whether the attempt counts against max_retries
     void: bool = False  # no process ever existed: the attempt leaves no row, its number is used again
+    crashed: bool = False  # its node ended while it ran
+    holder: uuid.UUID | None = None  # whose claim it was, where a sweep ends it; None: the caller's
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -239,15 +202,3 @@ def mark_of(task_id: str, attempt: int, node: str) -> int:
 
 
 LISTENING = "listening"  # stands among the store's notifications where hearing begins: some may have been missed
-
-
-def is_valid_id(text: str) -> bool:
-    return _ID.match(text) is not None
-
-
-def new_id() -> str:
-    """A UUIDv7 (RFC 9562 § 5.7): 48 bits of Unix milliseconds, then random bits, so ids sort by age."""
-    value = (time.time_ns() // 1_000_000 & (1 << 48) - 1) << 80 | int.from_bytes(os.urandom(10), "big")
-    value = value & ~(0xF << 76) | 0x7 << 76
-    value = value & ~(0x3 << 62) | 0x2 << 62
-    return str(uuid.UUID(int=value))

@@ -10,6 +10,7 @@ Threads, and what each owns::
     deliverer   records without `.done`
     heartbeat   the lease; sweeps what other nodes abandoned
     profiler    profiler.csv
+    publisher   what was measured             ─ now and then ─► store
     zygote      the process from which ML jobs are forked
 
 Stopping goes down the same list, so nothing is ever sent to a stage that has stopped.
@@ -22,28 +23,32 @@ import queue
 import socket
 import threading
 import uuid
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 
 import structlog
 
 import pysched
-from pysched import _core
+from pysched import _core, latencies
 from pysched.engine import heartbeat, reaper, recovery
+from pysched.engine.adoption import Adopter
 from pysched.engine.attempts import Attempts
 from pysched.engine.disks import Disks
 from pysched.engine.dispatcher import Dispatcher
 from pysched.engine.heartbeat import Heartbeat
 from pysched.engine.listener import Listener
+from pysched.engine.publisher import Publisher
 from pysched.engine.reaper import Reaper
-from pysched.errors import NodeError, PyschedError, StoreError
+from pysched.engine.upkeep import Upkeep
+from pysched.errors import NodeDefect, NodeError, PyschedError, StoreError
 from pysched.executors.files import LogFolder, take_result
 from pysched.executors.launch import Launcher, inherited
 from pysched.executors.zygote import Zygote
+from pysched.guard import HANDED_OVER, Link
 from pysched.home import Home
 from pysched.intake.intake import Intake
 from pysched.ml import _sibling
-from pysched.model import Acceptance, AttemptKey, Claim, NodeInfo, Outcome, Priority, State
+from pysched.model import Acceptance, AttemptKey, Claim, NodeInfo, Outcome, Priority, Record, State
 from pysched.profiler import End, Ended, Profiler, Sample
 from pysched.recorder.done import CompletedFolder
 from pysched.recorder.recorder import Deliverer, Recorder
@@ -53,6 +58,7 @@ from pysched.store.store import Store
 from pysched.task import Task
 
 _ABANDONED_BATCH = 1_000
+_ROWS_AHEAD = 8_192  # of the table of attempts: ends that wait to be committed, beside two rows a worker
 _KILL_GRACE_S = 5.0  # for jobs that a stopping node hands back
 _KILLED_S = 10.0  # a process that lives this long after KILL hangs in the kernel
 
@@ -60,44 +66,59 @@ _KILLED_S = 10.0  # a process that lives this long after KILL hangs in the kerne
 class Node:
     """One incarnation.  `run` returns when it has stopped; `drain` may be called from a signal handler."""
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, guard: Link) -> None:
         self._settings = settings
+        self._guard = guard
         self._home = Home(settings.home)
         self._incarnation = uuid.uuid4()
         self._attempts = Attempts()
         # A signal handler runs in the middle of whatever the main thread does, perhaps inside the lock of the very
         # Event it would set.  SimpleQueue.put may be called there; a thread of its own turns the wishes into events.
-        self._wishes: queue.SimpleQueue[None] = queue.SimpleQueue()
+        self._wishes: queue.SimpleQueue[bool] = queue.SimpleQueue()
         self._wanted = threading.Event()  # set: stop
         self._at_once = threading.Event()  # set: without waiting for running jobs
-        self._failure: str | None = None
+        self._leaving = False  # stop, and leave running jobs to the next incarnation
+        self._failure: NodeError | None = None
         self._log = structlog.get_logger("node").bind(node=str(self._incarnation)[:8])
 
     def drain(self) -> None:
         """Claim no more, let running jobs end, then stop; the second call stops at once."""
-        self._wishes.put(None)
+        self._wishes.put(False)
+
+    def hand_over(self) -> None:
+        """Claim no more, then stop, and leave running jobs to the guard and the next incarnation."""
+        self._wishes.put(True)
 
     def _heed(self) -> None:
-        self._wishes.get()
-        self._wanted.set()
-        self._wishes.get()
-        self._at_once.set()
+        while True:
+            leave = self._wishes.get()
+            if self._wanted.is_set():
+                if not leave:
+                    self._at_once.set()
+            else:
+                self._leaving = leave
+                self._wanted.set()
 
-    def run(self) -> None:
-        """Until `drain`; raises `PyschedError` if the node cannot start or cannot go on."""
+    def run(self) -> int:
+        """Until `drain` or `hand_over`; returns the exit code, raises `PyschedError` if the node cannot start or cannot
+        go on."""
         threading.Thread(target=self._heed, name="signals", daemon=True).start()
         self._home.prepare()
         with ExitStack() as stack:
             stack.enter_context(self._home.owned())
-            with database(self._settings) as url, Store(url) as store:
+            with database(self._settings, keep=lambda: self._leaving) as url, Store(url) as store:
                 store.migrate()
                 self._build(store)
                 with self._crashes_stop_us():
                     self._start(store)
                     self._wanted.wait()
-                    self._stop(store)
+                    if self._leaving:
+                        self._leave()
+                    else:
+                        self._stop(store)
         if self._failure is not None:
-            raise NodeError(self._failure)
+            raise self._failure
+        return HANDED_OVER if self._leaving else 0
 
     def _build(self, store: Store) -> None:
         settings, home_id = self._settings, self._home.identity()
@@ -121,6 +142,12 @@ class Node:
             ) from None
         warm = settings.warm and _sibling.available()
         launcher = Launcher(node=str(self._incarnation), work=self._home.work, logs=logs, environ=os.environ, warm=warm)
+        try:
+            self._table = _core.AttemptTable(
+                str(self._home.attempts), self._guard.token, rows=2 * settings.workers + _ROWS_AHEAD
+            )
+        except (OSError, ValueError) as error:
+            raise NodeError(f"the table of attempts cannot be used: {error}") from None
         self._core = _core.Core(
             lanes=settings.lane_count,
             workers=settings.workers,
@@ -128,6 +155,8 @@ class Node:
             subreaper=True,
             log_limit=settings.log_limit,
             log_limit_ends=settings.on_log_limit == "fail",
+            table=self._table,
+            guard_bell=self._guard.bell,
         )
         self._zygote = self._make_zygote() if warm else None
         disks = Disks([self._home.path, completed.path])
@@ -138,17 +167,16 @@ class Node:
         )
         self._recorder = Recorder(
             start=store.start,
-            finish=lambda outcomes: store.finish(outcomes, home=home_id),
+            finish=lambda outcomes: self._finish(store, outcomes),
             deliver=self._deliverer.put,
             finished=self._recorded,
             disowned=self._disown,
         )
+        claimer = store.claimer(self._incarnation)
         self._dispatcher = Dispatcher(
             self._core,
             self._attempts,
-            claim=lambda lowest, limit, overdue: store.claim(
-                self._incarnation, lowest=lowest, limit=limit, overdue=overdue
-            ),
+            claim=lambda lowest, limit, overdue: claimer.claim(lowest=lowest, limit=limit, overdue=overdue),
             promote=store.promote,
             prepare=launcher.prepare,
             unstartable=self._unstartable,
@@ -163,9 +191,28 @@ class Node:
             due=self._dispatcher.due,
             take_result=take_result,
         )
+        self._adopter = Adopter(
+            self._core,
+            self._table,
+            self._attempts,
+            adopt=lambda tokens, suspects: store.adopt(home_id, self._incarnation, tokens=tokens, suspects=suspects),
+            prepare=lambda item, task: launcher.prepare(item.claim.key, task, node=item.node),
+            crashed_ns=self._guard.crashed_ns,
+        )
+        retention_s = settings.retention_days * 86_400
+        upkeep = Upkeep(
+            standing=lambda: store.standing(self._incarnation),
+            hand_back=self._core.withdraw_all,
+            superseded=self._supersede,
+            sweep=lambda: self._recover(store),
+            prune=(lambda after, limit: store.prune(home=home_id, retention_s=retention_s, after=after, limit=limit))
+            if retention_s > 0
+            else None,
+            logs=self._home.logs,
+        )
         self._heartbeat = Heartbeat(
             renew=lambda: store.renew(self._incarnation, heartbeat.LEASE_S, running=self._core.running),
-            sweep=lambda: self._recover(store),
+            sweep=upkeep.round,
             lost=self._lease_lost,
         )
         self._listener = Listener(
@@ -175,16 +222,21 @@ class Node:
                 "ready": self._dispatcher.work,
                 "due": self._dispatcher.due,
                 "cancel": lambda: self._cancel(store.cancellations(self._incarnation)),
+                "drain": upkeep.heed,
             },
         )
         self._intake = Intake(settings.queue_folder, lambda tasks: self._accept(store, tasks), poll_s=settings.poll_s)
         self._profiler = Profiler(self._home.profile, lambda: self._sample(store))
+        self._publisher = Publisher(
+            lambda: store.publish_latencies(self._incarnation, latencies.dump(self._core.histograms()))
+        )
 
     def _make_zygote(self) -> Zygote:
         return Zygote(
             lanes=self._settings.lane_count,
             preload=self._settings.preload,
             environ=inherited(os.environ),
+            table=str(self._home.attempts),
             meet=self._core.meet_zygote,
             awaited_s=self._core.awaits_zygote_s,
         )
@@ -192,6 +244,7 @@ class Node:
     def _start(self, store: Store) -> None:
         self._submitted_before = store.submitted()
         store.register(self._info, heartbeat.LEASE_S)
+        self._adopt(store)
         store.take_over(self._info.home, self._incarnation)
         while self._recover(store):
             pass
@@ -200,12 +253,16 @@ class Node:
         for stage in (self._deliverer, self._recorder, self._reaper, self._heartbeat, self._dispatcher, self._listener):
             stage.start()
         self._profiler.start()
+        self._publisher.start()
         try:
             self._intake.start()
         except OSError as error:
-            self._failure = f"queue folder {self._settings.queue_folder}: {error.strerror}; choose another with --queue"
+            self._failure = NodeError(
+                f"queue folder {self._settings.queue_folder}: {error.strerror}; choose another with --queue"
+            )
             self.drain()
             return
+        self._guard.serving()
         self._log.info(
             "ready",
             workers=self._settings.workers,
@@ -228,10 +285,27 @@ class Node:
         self._deliverer.stop()
         self._heartbeat.stop()
         self._profiler.stop()
+        self._publisher.stop()
         self._core.close()
         with suppress(StoreError):
             store.end_node(self._incarnation)
         self._log.info("stopped")
+
+    def _leave(self) -> None:
+        """As `_stop`, but jobs run on, and the lease with them: the next incarnation takes it over."""
+        self._intake.stop()
+        self._listener.stop()
+        self._dispatcher.stop()
+        self._core.withdraw_all()
+        self._stop_zygote()  # what it has not forked yet has never run
+        left = self._core.running
+        self._core.close()
+        self._reaper.stop()
+        self._recorder.stop()
+        self._deliverer.stop()
+        self._heartbeat.stop()
+        self._profiler.stop()
+        self._log.info("handed over", running=left)
 
     def _await_jobs(self) -> None:
         """Until no attempt is held: by themselves within the drain time, then by TERM and KILL, or KILL at once."""
@@ -271,6 +345,29 @@ class Node:
             self._dispatcher.due_in(min(delays))
         self._profiler.observe_many([_ended(outcome) for outcome in outcomes if not outcome.void])
 
+    def _finish(self, store: Store, outcomes: Sequence[Outcome]) -> tuple[Sequence[Record], Sequence[AttemptKey]]:
+        """Commit outcomes; from then on nobody needs their rows, ours or not."""
+        verdict = store.finish(outcomes, home=self._info.home)
+        self._table.release([outcome.key.token for outcome in outcomes])
+        return verdict
+
+    def _adopt(self, store: Store) -> None:
+        """Take over what the incarnation before has left running, before anybody sweeps it."""
+        adoption = self._adopter.run()
+        if adoption.outcomes:
+            records, _ = self._finish(store, adoption.outcomes)
+            self._deliverer.put(records)
+        self._table.release(adoption.forgotten)
+        self._reaper.take(adoption.ends)
+        if adoption.running or adoption.ends or adoption.outcomes:
+            self._log.info(
+                "adopted",
+                running=adoption.running,
+                ended=len(adoption.ends),
+                lost=len(adoption.outcomes),
+                processes_ended=adoption.killed,
+            )
+
     def _recover(self, store: Store) -> int:
         """End what nodes that are gone have left; how many attempts that were."""
         abandoned = store.abandoned(_ABANDONED_BATCH)
@@ -300,7 +397,12 @@ class Node:
 
     def _lease_lost(self) -> None:
         """Others may already run our attempts: end them all; the store drops their results by the fence."""
-        self._fail("the lease is lost: another node has taken over; start the node again")
+        self._fail(NodeError("the lease is lost: another node has taken over; start the node again"))
+
+    def _supersede(self, why: str) -> None:
+        """Running jobs end first; then `run` raises."""
+        self._failure = self._failure or NodeError(why)
+        self._wanted.set()
 
     def _sample(self, store: Store) -> Sample:
         depths = store.depths()
@@ -312,9 +414,9 @@ class Node:
             submitted=store.submitted() - self._submitted_before,
         )
 
-    def _fail(self, message: str) -> None:
+    def _fail(self, failure: NodeError) -> None:
         """Stop at once, and let `run` raise."""
-        self._failure = self._failure or message
+        self._failure = self._failure or failure
         self._at_once.set()
         self._wanted.set()
 
@@ -326,9 +428,8 @@ class Node:
         def hook(crash: threading.ExceptHookArgs) -> None:
             thread = crash.thread.name if crash.thread is not None else "?"
             self._log.error("a thread died, stopping", thread=thread, exc_info=crash.exc_value)
-            self._fail(
-                f"thread {thread} died of {crash.exc_type.__name__}: {crash.exc_value}; this is a defect of pysched"
-            )
+            name = crash.exc_type.__name__
+            self._fail(NodeDefect(f"thread {thread} died of {name}: {crash.exc_value}; this is a defect of pysched"))
 
         threading.excepthook = hook
         try:
@@ -338,12 +439,13 @@ class Node:
 
 
 @contextmanager
-def database(settings: Settings) -> Iterator[str]:
-    """The URL of the store: the one in the settings, or of the embedded server, kept running meanwhile."""
+def database(settings: Settings, *, keep: Callable[[], bool] = lambda: False) -> Iterator[str]:
+    """The URL of the store: the one in the settings, or of the embedded server, kept running meanwhile; and after, if
+    `keep` says so then."""
     if settings.database is not None:
         yield settings.database
     else:
-        with EmbeddedServer(settings.home).running() as url:
+        with EmbeddedServer(settings.home).running(keep=keep) as url:
             yield url
 
 

@@ -10,8 +10,10 @@ from dataclasses import dataclass
 from pysched.model import AttemptKey, Exit, Outcome, Priority, Reason, State
 
 BACKOFF_CAP_S = 60.0
-PREFETCH_HORIZON_S = 0.05  # claim ahead what will start within this time: two claim round trips under load
+PREFETCH_HORIZON_S = (0.05, 0.5)  # claim ahead what will start within two claims' time, but at least, at most this
 PREFETCH_MAX = 1024
+CRASHES_MAX = 3  # nodes that a task may take down
+SUSPECT_S = 60.0
 OVERDUE_SHARE = 4  # of so many starts one goes to what is overdue first
 
 
@@ -46,6 +48,18 @@ def cause_of(exit: Exit) -> tuple[State, str | None]:
     return State.SUCCEEDED, None
 
 
+def is_poison(crashes: int) -> bool:
+    """Whether a task has taken down so many nodes, one after the other, that it is parked: failed, whatever its
+    retries."""
+    return crashes >= CRASHES_MAX
+
+
+def is_suspect(*, since_s: float, crashed_s: float) -> bool:
+    """Whether an attempt that a node had in its hands from `since_s` on may be why that node ended by itself at
+    `crashed_s`.  One that it had had for long is not: what lets a node live for so long is no poison."""
+    return crashed_s - since_s < SUSPECT_S
+
+
 def verdict(
     key: AttemptKey, exit: Exit, *, failures: int, rule: RetryRule, jitter: float, void: bool = False
 ) -> Outcome:
@@ -75,13 +89,14 @@ def verdict(
     return Outcome(key=key, exit=exit, attempt_state=state, next_state=state, reason=stated)
 
 
-def prefetch(starts_per_s: float) -> int:
-    """How many attempts a node may hold beyond its free workers.
+def prefetch(starts_per_s: float, claim_s: float = 0.0) -> int:
+    """How many attempts a node may hold beyond its free workers; `claim_s` is how long a claim takes at present.
 
     Just enough to keep the workers busy while a claim is under way; zero for long jobs, so that no node
     hoards what another could start now.
     """
-    return min(int(starts_per_s * PREFETCH_HORIZON_S), PREFETCH_MAX)
+    least, most = PREFETCH_HORIZON_S
+    return min(int(starts_per_s * min(max(2 * claim_s, least), most)), PREFETCH_MAX)
 
 
 def claim_limit(*, free_workers: int, ahead: int, waiting: tuple[int, int, int]) -> tuple[Priority, int] | None:

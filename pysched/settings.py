@@ -46,6 +46,9 @@ class Settings(BaseSettings):
     ageing_s: Annotated[float, Field(ge=0, le=31_536_000)] = Field(
         600.0, description="wait for each priority above its own after which a task starts as one of HIGH; 0: never"
     )
+    retention_days: Annotated[float, Field(ge=0, le=36_500)] = Field(
+        30.0, description="days after which an ended task is removed, with its logs; 0: never"
+    )
     log_limit: ByteSize = Field(
         ByteSize(64 * 2**20),
         description="bytes each of stdout and stderr of an attempt may have, as 64MiB; 0 for no limit",

@@ -17,13 +17,18 @@ class Baseline:
 
     spawn_loop: str
     noop: str
+    file_loop: str
 
 
 def build(folder: Path) -> Baseline:
     """Compile into `folder` with $CC, or cc."""
     compiler = shlex.split(os.environ.get("CC", "cc"))
-    flags = {"spawn_loop": ["-pthread"], "noop": ["-static", "-nostdlib", "-fno-stack-protector"]}
+    flags = {
+        "spawn_loop": ["-pthread"],
+        "noop": ["-static", "-nostdlib", "-fno-stack-protector"],
+        "file_loop": [],
+    }
     for name, own in flags.items():
         command = [*compiler, "-O2", "-Wall", "-Wextra", *own, "-o", str(folder / name), str(_SOURCES / f"{name}.c")]
         subprocess.run(command, check=True)
-    return Baseline(str(folder / "spawn_loop"), str(folder / "noop"))
+    return Baseline(**{name: str(folder / name) for name in flags})

@@ -17,6 +17,7 @@ _SECTIONS = {
         "up": "everything: the embedded database, a node and the API",
         "demo": "everything on a throw-away home, with a mixed workload",
         "api": "the control plane alone",
+        "reload": "load a new version or new settings, without stopping jobs",
     },
     "Submit and steer": {
         "submit": "a command, or tasks from files",
@@ -45,8 +46,26 @@ _SECTIONS = {
 _COMMANDS = [name for section in _SECTIONS.values() for name in section]
 
 
+class _Interrupted(Exception):
+    """^C; in a guise that click, which would print an empty line, lets pass."""
+
+
+class _NobodyReads(Exception):
+    """A broken pipe, likewise: click would exit with 1."""
+
+
 class Commands(click.Group):
     """Loads a command's module only when it is needed, so that `scheduler ls` never imports a server."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            result = super().invoke(ctx)
+            sys.stdout.flush()
+        except KeyboardInterrupt:
+            raise _Interrupted from None
+        except BrokenPipeError:
+            raise _NobodyReads from None
+        return result
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         return _COMMANDS
@@ -61,7 +80,7 @@ class Commands(click.Group):
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         for title, commands in _SECTIONS.items():
             with formatter.section(title):
-                formatter.write_dl(list(commands.items()), col_max=12)
+                formatter.write_dl([(f"{name:<10}", text) for name, text in commands.items()])
 
     def resolve_command(
         self, ctx: click.Context, args: list[str]
@@ -69,10 +88,8 @@ class Commands(click.Group):
         if args[0] not in _COMMANDS and not ctx.resilient_parsing:
             from difflib import get_close_matches
 
-            near = get_close_matches(args[0], _COMMANDS, n=1, cutoff=0.5)
-            raise click.UsageError(
-                f"there is no command {args[0]!r}{f'; did you mean {near[0]}?' if near else ''}", ctx
-            )
+            near = get_close_matches(args[0], _COMMANDS, n=1, cutoff=0.65)
+            raise click.UsageError(f"No such command {args[0]!r}{f'; did you mean {near[0]}?' if near else ''}", ctx)
         return super().resolve_command(ctx, args)
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
@@ -100,19 +117,19 @@ def main() -> NoReturn:
     """Run the command line; every error is one line, and its exit code says its kind (CONTRACT § Command line)."""
     try:
         result: Any = scheduler.main(prog_name="scheduler", standalone_mode=False)
-        sys.stdout.flush()
     except PyschedError as error:
         _fail(str(error), error.exit_code)
     except TimeoutError as error:  # of a command that waits; a socket's is a ServerUnreachable
         _fail(str(error), 124)
     except click.UsageError as error:
         command = error.ctx.command_path if error.ctx is not None else "scheduler"
-        _fail(f"{' '.join(error.format_message().split()).rstrip('.')}; see {command} --help", 2)
+        message = " ".join(error.format_message().split()).rstrip(".")
+        _fail(message if message.endswith("?") else f"{message}; see {command} --help", 2)
     except click.ClickException as error:
         _fail(error.format_message(), error.exit_code)
-    except (click.Abort, KeyboardInterrupt):
+    except (_Interrupted, click.Abort, KeyboardInterrupt):
         sys.exit(130)  # who pressed ^C knows it
-    except BrokenPipeError:
+    except _NobodyReads:
         _silence(sys.stdout)  # nobody reads: say nothing more
         sys.exit(141)  # as a program that SIGPIPE ends
     except OSError as error:

@@ -7,6 +7,7 @@ import click
 from pysched.cli import bulk, selectors
 from pysched.cli.session import Session, client_command
 from pysched.client.results import Accepted
+from pysched.states import State
 
 _OPEN = ["blocked", "scheduled", "queued", "running"]
 
@@ -33,4 +34,7 @@ def command(session: Session, words: tuple[str, ...], yes: bool) -> int:
 
 
 def _said(task: Accepted) -> str:
-    return {"cancelled": "cancelled", "running": "stopping"}.get(task["status"], f"has {task['status']} already:")
+    if task["status"] == "cancelled":
+        return "cancelled"
+    # A node has it, also where it is still queued: it ends there.
+    return f"has {task['status']} already:" if State(task["status"]).terminal else "stopping"

@@ -280,6 +280,6 @@ def _server(where: dict[str, Any]) -> Iterator[Finding]:
         elif not health.get("nodes"):
             yield Finding("server", "warn", f"{address.url} answers, no node is alive", "scheduler run")
         else:
-            yield Finding(
-                "server", "ok", f"{address.url} answers, version {health.get('version')}, {health['nodes']} nodes"
-            )
+            count = health["nodes"]
+            nodes = f"{count} node{'' if count == 1 else 's'}"
+            yield Finding("server", "ok", f"{address.url} answers, version {health.get('version')}, {nodes}")

@@ -25,11 +25,11 @@ def command(
     session: Session, words: tuple[str, ...], follow: bool, stream: str, lines: int | None, attempt: int | None
 ) -> int:
     """Print what tasks wrote; of several, one after the other, or with -f all at once, each line behind its task."""
+    if follow and (lines is not None or session.form != "table"):
+        raise click.UsageError("--follow shows all as it comes; leave out --lines and -o")
     ids = selectors.expand(session, selectors.select(session, words, everything={"status": ["running"]}))
     streams = ("stdout", "stderr") if stream == "both" else (stream,)
     if follow:
-        if lines is not None or session.form != "table":
-            raise click.UsageError("--follow shows all as it comes; leave out --lines and -o")
         return watching.follow(session, ids, streams=streams, attempt=attempt)
     if session.is_json:
         _print_json(session, ids, streams, attempt, lines)

@@ -75,16 +75,19 @@ def _fetch(
     tasks: list[TaskSummary] = []
     before: int | None = None
     while True:
-        left = 1000 if limit is None else min(1000, limit - len(tasks))
+        left = 1000 if limit is None else min(1000, limit + 1 - len(tasks))  # one more tells whether there are more
         page = session.client.list(limit=left, before=before, **chosen)
         tasks += page.tasks
         before = page.next
-        if before is None or len(tasks) == limit:
+        if before is None or (limit is not None and len(tasks) > limit):
             break
+    more = limit is not None and len(tasks) > limit
+    if limit is not None:
+        del tasks[limit:]
     if order is not None:
         key, descending = order
         tasks.sort(key=key, reverse=descending)
-    return tasks, before is not None
+    return tasks, more
 
 
 def _print_all(session: Session, chosen: Filters, limit: int | None, order: _Order | None) -> None:

@@ -42,6 +42,13 @@ node = apply(
         metavar="SECONDS",
         help="Wait for each priority above its own after which a task starts as one of HIGH; 600 by default, 0: never.",
     ),
+    click.option(
+        "--retention",
+        "retention_days",
+        type=float,
+        metavar="DAYS",
+        help="Remove tasks this long after their end, with their logs; 30 by default, 0: never.",
+    ),
     click.option("--log-limit", metavar="SIZE", help="Limit of each log, as 64MiB (the default); 0 for none."),
     click.option(
         "--on-log-limit",
@@ -62,6 +69,11 @@ api = apply(
     click.option("--token", help="Bearer token; by default the one in HOME/token, made on first start."),
     click.option("--no-auth", is_flag=True, default=None, help="Serve without a token; on loopback only."),
     click.option("--mirror", type=_FOLDER, help="Write each accepted task into this folder as a .task file, too."),
+)
+
+guard = apply(
+    click.option("--guard", hidden=True, help="Of a node: its guard."),
+    click.option("--guard-state", hidden=True, help="Of a guard: what it was before it loaded itself anew."),
 )
 
 parent = click.option("--parent-pid", type=int, hidden=True, help="Stop when this process ends.")

@@ -15,7 +15,7 @@ from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from pysched.cli import table, units
 from pysched.cli.ls import elapsed, shortened, waited, why
@@ -52,6 +52,7 @@ class Log:
     """The log that is looked at."""
 
     task_id: str
+    name: str
     stream: str = "stdout"
     offset: int = 0
     attempt: int = 0
@@ -123,7 +124,8 @@ class Screen:
             if key in {"enter", "l", "c", "r", "e"}:
                 self.say("no task is chosen")
         elif key in {"enter", "l"}:
-            self.mode, self.log = "logs", Log(self.chosen)
+            name = next(task["name"] for task in self.tasks if task["id"] == self.chosen)
+            self.mode, self.log = "logs", Log(self.chosen, name)
             return "look"
         elif key == "e":
             return "explain"
@@ -137,7 +139,7 @@ class Screen:
         if key in {"esc", "left", "backspace"} or log is None:
             self.mode, self.log = "list", None
         elif key == "s":
-            self.log = Log(log.task_id, "stderr" if log.stream == "stdout" else "stdout")
+            self.log = Log(log.task_id, log.name, "stderr" if log.stream == "stdout" else "stdout")
             return "look"
         elif key in {"up", "k", "pageup"}:
             log.up = min(max(0, len(log.lines) - 1), log.up + (10 if key == "pageup" else 1))
@@ -267,9 +269,8 @@ def _tasks(screen: Screen, now: datetime, width: int, room: int, colour: bool) -
 def _log(screen: Screen, width: int, room: int, colour: bool) -> list[str]:
     log = screen.log
     assert log is not None  # noqa: S101 - who calls has looked
-    name: Any = next((task["name"] for task in screen.tasks if task["id"] == log.task_id), "")
     attempt = f", attempt {log.attempt}" if log.attempt else ""
-    title = f"{log.stream} of {shortened(log.task_id)} {printable(name)}{attempt}"
+    title = f"{log.stream} of {shortened(log.task_id)} {printable(log.name)}{attempt}"
     lines = [*log.lines, *([log.rest] if log.rest else [])]
     end = len(lines) - log.up
     shown = [cut(printable(line.expandtabs()), width) for line in lines[max(0, end - max(0, room - 1)) : end]]

@@ -24,7 +24,8 @@ from pysched.cli import recent, units
 from pysched.cli.session import Session
 from pysched.client.calls import Filters
 from pysched.errors import InputError, NotFoundError
-from pysched.model import Priority, State, TaskType, is_valid_id
+from pysched.ids import is_valid_id
+from pysched.states import Priority, State, TaskType
 
 HELP = "an id or its beginning, %N or %N-M (rows of the last ls), last, all, or filters such as status=failed tag=x"
 _UUID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}\Z")

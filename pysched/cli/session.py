@@ -38,6 +38,10 @@ class Session:
 
         return Client(**self.where)
 
+    def close(self) -> None:
+        if "client" in vars(self):  # it was asked for
+            self.client.close()
+
     @property
     def width(self) -> int | None:
         """Of the terminal; None where the output goes elsewhere and is not to be cut."""
@@ -94,7 +98,10 @@ def client_command(command: Callable[..., Any]) -> Callable[..., Any]:
         *args: Any, url: str | None, token: str | None, home: Path | None, output: str, quiet: bool, **given: Any
     ) -> Any:
         session = Session(url=url, token=token, home=home, form="quiet" if quiet else output)
-        return command(session, *args, **given)
+        try:
+            return command(session, *args, **given)
+        finally:
+            session.close()
 
     return run
 

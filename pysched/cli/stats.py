@@ -6,7 +6,7 @@ import click
 
 from pysched.cli.session import Session, client_command, styled
 from pysched.cli.table import Cell, Column
-from pysched.model import Priority, State
+from pysched.states import Priority, State
 
 
 @click.command("stats")

@@ -16,7 +16,7 @@ from pysched.cli import recent, selectors, watching
 from pysched.cli.session import Session, as_json, client_command
 from pysched.cli.units import DURATION
 from pysched.errors import InputError
-from pysched.model import new_id
+from pysched.ids import new_id
 
 _BATCH = 50_000  # tasks in one request, well below what a server takes
 _NAME = 200  # characters

@@ -19,7 +19,7 @@ from pysched.cli import screen as drawing
 from pysched.cli.screen import Screen
 from pysched.cli.session import Session, client_command
 from pysched.cli.units import DURATION
-from pysched.errors import InputError, NotFoundError, PyschedError, ServerUnreachable
+from pysched.errors import NotFoundError, PyschedError, ServerUnreachable
 
 _SHOWN = 200  # tasks fetched; more than fit a screen
 _KEYS = {
@@ -92,7 +92,7 @@ def _do(session: Session, screen: Screen, wanted: str) -> None:
         elif wanted == "act" and screen.chosen is not None:
             answer = (client.cancel if screen.action == "cancel" else client.retry)(screen.chosen)
             screen.say(f"{screen.action}: {answer['id']} is {answer['status']} now")
-    except (InputError, NotFoundError, PyschedError) as error:
+    except PyschedError as error:
         screen.say(str(error))
 
 

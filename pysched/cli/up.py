@@ -6,8 +6,7 @@ from typing import Any
 
 import click
 
-from pysched import logs, settings
-from pysched.cli import debugging, options
+from pysched.cli import guarding, options
 
 
 @click.command("up")
@@ -15,19 +14,10 @@ from pysched.cli import debugging, options
 @options.api
 @options.home
 @options.database
-def command(**given: Any) -> None:
+@options.guard
+def command(guard: str | None, guard_state: str | None, **given: Any) -> int:
     """Run everything: PostgreSQL in the home folder, a node and the HTTP API.
 
     TERM or ^C drains: running jobs end first; a second one stops at once and hands them back.
     """
-    from pysched.home import Home
-    from pysched.node import database
-    from pysched.supervisor import Child, Supervisor
-
-    logs.configure(debug=debugging())
-    config = settings.load(**given)
-    Home(config.home).prepare()
-    environ = {f"PYSCHED_{name.upper()}": str(value) for name, value in given.items() if value is not None}
-    environ["PYSCHED_HOME"] = str(config.home.absolute())
-    with database(config):
-        Supervisor([Child("run", environ), Child("api", environ)]).run()
+    return guarding.keep(["run", "api"], guard_state, given)

@@ -36,7 +36,7 @@ from pysched.errors import (
     TaskError,
     Unauthorized,
 )
-from pysched.model import new_id
+from pysched.ids import new_id
 
 BACKOFF_S = 0.1  # before the second try at most this long, then twice, full jitter
 RETRY_AFTER_MAX_S = 5.0  # what a server may ask for between two tries

@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 from pysched.client import calls
 from pysched.client.calls import Call, Filters
 from pysched.client.results import TaskDetail
-from pysched.model import State
+from pysched.states import State
 
 ASK_S = 20.0  # that one long poll takes: less than a client, or a proxy between, waits for an answer
 _PAGE = 1000

@@ -69,6 +69,7 @@ class Dispatcher:
         self._due = True
         self._stopping = False
         self._rate = StartRate()
+        self._claim_s = 0.0  # how long a claim takes, smoothed
         self._thread = threading.Thread(target=self._run, name="dispatcher", daemon=True)
         self._log = structlog.get_logger("dispatcher")
 
@@ -164,7 +165,9 @@ class Dispatcher:
                     return
                 news = self._work_news
             overdue = policy.overdue_claims(claimed=self._claimed, limit=limit, ageing_s=self._ageing_s)
+            asked_s = time.monotonic()
             claims = self._claim(lowest, limit, overdue)
+            self._claim_s += (time.monotonic() - asked_s - self._claim_s) / 4
             self._claimed += limit
             if len(claims) < limit:
                 with self._news:
@@ -175,7 +178,8 @@ class Dispatcher:
 
     def _wanted(self) -> tuple[Priority, int] | None:
         """What to claim now, if it is there; None if there is no room."""
-        ahead = policy.prefetch(self._rate.per_second(self._core.counters()["started"], time.monotonic()))
+        started_per_s = self._rate.per_second(self._core.counters()["started"], time.monotonic())
+        ahead = policy.prefetch(started_per_s, self._claim_s)
         free = self._core.workers - self._core.running
         return policy.claim_limit(free_workers=free, ahead=ahead, waiting=self._core.depths())
 
@@ -206,6 +210,7 @@ class Dispatcher:
                     waited_s=claim.waited_s,
                     mark=program.mark,
                     warm=program.warm,
+                    token=claim.key.token,
                 )
             )
         self._core.submit(launches)

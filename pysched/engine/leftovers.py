@@ -36,14 +36,14 @@ class Identity:
         return mark_of(self.task_id, self.attempt, self.node)
 
 
-def end_leftovers(identities: Set[Identity]) -> int:
-    """Kill every process of `identities`; returns how many there were when all are gone.
+def end_leftovers(identities: Set[Identity], marks: Set[int] = frozenset()) -> int:
+    """Kill every process of `identities`, and those that carry `marks`; returns how many there were when all are gone.
 
     KILL at once: the attempt is over as far as the store is concerned, and a process that lingers would run
     beside its own retry.  Repeated until a scan finds none, since a process may fork while we look, or only such as
     have survived KILL for `KILL_WAIT_S`: they are stuck in the kernel and run no code of theirs any more.
     """
-    marks = {identity.mark for identity in identities}
+    marks = marks | {identity.mark for identity in identities}
     killed: set[tuple[int, int]] = set()
     while True:
         found = dict(_leftovers(identities, marks))

@@ -56,35 +56,40 @@ class Reaper:
         self._thread.start()
 
     def stop(self) -> None:
-        """Take no more events; call it when nothing runs any more."""
+        """Take what there is, then no more; call it when nothing runs any more, or the core is closed."""
         self._stopping = True
         self._core.wake()
         self._thread.join()
 
     def _run(self) -> None:
         while not self._stopping:
-            events = self._core.poll(None)
-            started: list[Started] = []
-            outcomes: list[Outcome] = []
-            ended: list[int] = []
-            due = False
-            for event in events:
-                if event.kind == _core.ALARM:
-                    due = True
-                elif event.kind == _core.STARTED:
-                    key = self._attempts.get(event.handle).claim.key
-                    started.append(Started(key=key, pid=event.pid, started_at=_utc(event.started_ns)))
-                else:
-                    outcomes.append(self._outcome(event))
-                    ended.append(event.handle)
-            if started or outcomes:
-                # Recorded first, forgotten second: "nothing held" implies that every outcome is with the recorder.
-                self._record(started, outcomes)
-                for handle in ended:
-                    self._attempts.remove(handle)
-                self._room()
-            if due:
-                self._due()
+            self.take(self._core.poll(None))
+        while events := self._core.poll(0):  # what the lanes still told before they stopped
+            self.take(events)
+
+    def take(self, events: Sequence[Event]) -> None:
+        """Pass on what happened; from elsewhere than the core only before `start`."""
+        started: list[Started] = []
+        outcomes: list[Outcome] = []
+        ended: list[int] = []
+        due = False
+        for event in events:
+            if event.kind == _core.ALARM:
+                due = True
+            elif event.kind == _core.STARTED:
+                key = self._attempts.get(event.handle).claim.key
+                started.append(Started(key=key, pid=event.pid, started_at=_utc(event.started_ns)))
+            else:
+                outcomes.append(self._outcome(event))
+                ended.append(event.handle)
+        if started or outcomes:
+            # Recorded first, forgotten second: "nothing held" implies that every outcome is with the recorder.
+            self._record(started, outcomes)
+            for handle in ended:
+                self._attempts.remove(handle)
+            self._room()
+        if due:
+            self._due()
 
     def _outcome(self, event: Event) -> Outcome:
         held = self._attempts.get(event.handle)

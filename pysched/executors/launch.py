@@ -46,7 +46,9 @@ class Launcher:
         self._warm = warm
         self._inherited = inherited(environ)
 
-    def prepare(self, key: AttemptKey, task: Task) -> Program:
+    def prepare(self, key: AttemptKey, task: Task, *, node: str | None = None) -> Program:
+        """`node`: the incarnation that started the attempt, if it was an earlier one."""
+        node = node or self._node
         files = self._logs.of(key.id, key.attempt)
         cwd = os.fsencode(task.cwd) if task.cwd is not None else self._work
         path = task.env.get("PATH", self._inherited["PATH"])
@@ -60,7 +62,7 @@ class Launcher:
             **own,
             "PYSCHED_TASK_ID": key.id,
             "PYSCHED_ATTEMPT": str(key.attempt),
-            "PYSCHED_NODE": self._node,
+            "PYSCHED_NODE": node,
             "PYSCHED_RESULT": files.result,
         }
         entries = [os.fsencode(f"{name}={value}") for name, value in env.items()]
@@ -77,7 +79,7 @@ class Launcher:
             result=files.result,
             timeout_s=task.timeout_s,
             grace_s=task.grace_s,
-            mark=mark_of(key.id, key.attempt, self._node),
+            mark=mark_of(key.id, key.attempt, node),
         )
 
 

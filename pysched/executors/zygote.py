@@ -40,7 +40,10 @@ _BACKOFF_S = (0.1, 5.0)
 
 
 class Zygote:
-    """`meet(sockets)` hands the lanes their ends, one each; `awaited_s()` is how long requests are unanswered."""
+    """`meet(sockets)` hands the lanes their ends, one each; `awaited_s()` is how long requests are unanswered.
+
+    `table` is the file of running attempts, if the core has one.
+    """
 
     def __init__(
         self,
@@ -48,12 +51,14 @@ class Zygote:
         lanes: int,
         preload: Sequence[str],
         environ: Mapping[str, str],
+        table: str = "",
         meet: Callable[[Sequence[int]], None],
         awaited_s: Callable[[], float],
     ) -> None:
         self._lanes = lanes
         self._preload = list(preload)
         self._environ = dict(environ)
+        self._table = table
         self._meet = meet
         self._awaited_s = awaited_s
         self.pid: int | None = None  # of the zygote there is
@@ -100,6 +105,7 @@ class Zygote:
                     program_file("zygote"),
                     str(told),
                     ",".join(map(str, theirs)),
+                    self._table,
                     problem,
                     *([] if problem else self._preload),
                 ],
@@ -108,7 +114,6 @@ class Zygote:
                 stdout=subprocess.DEVNULL,
                 cwd="/",
                 env=self._environ,
-                start_new_session=True,  # no Ctrl-C of a terminal reaches it
             )
         except OSError:
             os.close(status)

@@ -20,6 +20,9 @@ from pysched.intake.taskfile import FILE_BYTES
 SUFFIX = ".task"
 SCAN_MAX = 10_000  # entries looked at in one scan: bounds memory however full the folder is
 QUIET_S = 0.25  # where the kernel cannot tell whether a writer has a file open, it must rest this long
+_PAUSE_S = (1.0, 300.0)  # first and longest, before a file that could not be handled is tried again
+# Says nothing of the file: whoever gives it up for that loses a good task.
+_PASSING = {errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.EINTR}
 _F_SETSIG = 10  # fcntl(2); not in Python's fcntl module
 
 
@@ -42,13 +45,20 @@ class Found:
         return cls(name, status.st_dev, status.st_ino, status.st_mtime_ns, status.st_size)
 
 
+@dataclass(frozen=True, slots=True)
+class _Pause:
+    length_s: float
+    until_s: float  # on the monotonic clock
+
+
 class QueueFolder:
     """Files in, once each.  One thread uses an object at a time."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        self._prefix = f"{path}/"  # joining paths as objects was a fifth of what a file costs
         self.rejected = path.parent / "rejected"
-        self._stuck: set[Found] = set()  # handled, but the file cannot be moved or removed
+        self._aside: dict[Found, _Pause] = {}  # cannot be read, moved or removed: not before the pause is over
 
     def prepare(self) -> None:
         """Create the folder; OSError if that is not possible."""
@@ -67,20 +77,28 @@ class QueueFolder:
                             break
         except FileNotFoundError:
             self.prepare()
-        if self._stuck:
-            self._stuck &= set(found)
-            found = [file for file in found if file not in self._stuck]
+        if self._aside:
+            now_s = time.monotonic()
+            self._aside = {file: pause for file in found if (pause := self._aside.get(file)) is not None}
+            found = [file for file in found if file not in self._aside or self._aside[file].until_s <= now_s]
         found.sort(key=lambda file: (file.mtime_ns, file.name))
         return found
 
     def read(self, file: Found) -> bytes | None:
-        """The content, or None for a file that is gone or still changes; `TaskError` if it can never be read."""
+        """The content, or None for a file that is gone or still changes; `TaskError` if it can never be read.
+
+        OSError for what may pass, as a lack of descriptors or a network file system that does not answer: the file
+        is then set aside for a while.
+        """
         flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC  # a FIFO must not block the scan
         try:
-            descriptor = os.open(self.path / file.name, flags)
+            descriptor = os.open(self._prefix + file.name, flags)
         except FileNotFoundError:
             return None
         except OSError as error:
+            if error.errno in _PASSING:
+                self._set_aside(file)
+                raise
             if error.errno in {errno.ELOOP, errno.ENXIO}:
                 raise TaskError(Problem("", "is no regular file; links, pipes and sockets are not read")) from None
             raise TaskError(Problem("", f"cannot be read: {error.strerror}; check its owner and mode")) from None
@@ -97,19 +115,22 @@ class QueueFolder:
                 )
             data = _read_all(descriptor, status.st_size)
             return data if Found.of(file.name, os.fstat(descriptor)) == file else None
+        except OSError:
+            self._set_aside(file)
+            raise
         finally:
             os.close(descriptor)
 
     def remove(self, file: Found) -> None:
         """Remove `file` unless another version has taken its name since; a missing one is fine."""
-        path = self.path / file.name
+        path = self._prefix + file.name
         try:
             if Found.of(file.name, os.lstat(path)) == file:
-                path.unlink()
+                os.unlink(path)
         except FileNotFoundError:
             pass
         except OSError:
-            self._stuck.add(file)
+            self._set_aside(file)
             raise
 
     def reject(self, file: Found, reason: str) -> Path:
@@ -129,9 +150,15 @@ class QueueFolder:
         except FileNotFoundError:
             raise
         except OSError:
-            self._stuck.add(file)
+            self._set_aside(file)
             raise
         return target
+
+    def _set_aside(self, file: Found) -> None:
+        """Leave it alone, for twice as long each time."""
+        before = self._aside.get(file)
+        length_s = _PAUSE_S[0] if before is None else min(2 * before.length_s, _PAUSE_S[1])
+        self._aside[file] = _Pause(length_s, time.monotonic() + length_s)
 
     def _free_stems(self, stem: str) -> Iterator[str]:
         yield from (

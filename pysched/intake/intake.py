@@ -92,6 +92,8 @@ class Intake:
                     parsed.append((file, parse_task_file(file.stem, data)))
             except TaskError as error:
                 done += self._reject(file, error)
+            except OSError as error:
+                self._log.error("a file cannot be read now, it waits", file=file.name, error=str(error))
         if parsed:
             verdicts = self._accept([task for _, task in parsed])
             for (file, _), verdict in zip(parsed, verdicts, strict=True):

@@ -81,7 +81,8 @@ def _read_lines(text: str) -> tuple[dict[str, object], dict[str, int]]:
         line = raw.strip()
         if not line or line.startswith("#"):
             continue
-        name, colon, value = (part.strip() for part in line.partition(":"))
+        name, colon, value = line.partition(":")
+        name, value = name.rstrip(), value.lstrip()
         if not colon:
             raise TaskError(Problem("", f"{line[:40]!r} has no colon; write `key: value`", number))
         if name in lines:

@@ -24,6 +24,7 @@ from pysched.model import AttemptKey, Outcome, Record, Started
 _PAUSE_S = (0.05, 2.0)  # first and longest pause while the store or the disk does not take it
 _SWEEP_S = 2.0  # look for undelivered records that others left
 _BATCH = 1_000
+_GATHER_S = 0.02  # between the beginnings of two batches: a transaction costs as much as ten tasks in it
 
 Start = Callable[[Sequence[Started]], Sequence[AttemptKey]]
 Finish = Callable[[Sequence[Outcome]], "tuple[Sequence[Record], Sequence[AttemptKey]]"]
@@ -60,6 +61,7 @@ class Recorder:
         self._inbox = Inbox()
         self._arrived = threading.Condition()
         self._stopping = False
+        self._began_s = 0.0  # the batch before, by the monotonic clock
         self._thread = threading.Thread(target=self._run, name="recorder", daemon=True)
         self._log = structlog.get_logger("recorder")
 
@@ -87,6 +89,8 @@ class Recorder:
         """All that has arrived; None when stopping and there is nothing left."""
         with self._arrived:
             self._arrived.wait_for(lambda: self._inbox or self._stopping)
+            self._arrived.wait_for(lambda: self._stopping, self._began_s + _GATHER_S - time.monotonic())
+            self._began_s = time.monotonic()
             batch, self._inbox = self._inbox, Inbox()
             return batch or None
 
@@ -153,6 +157,7 @@ class Deliverer:
         self.out_of_space = False  # the last batch found no room; read by others
         self._arrived = threading.Condition()
         self._stopping = False
+        self._began_s = 0.0
         self._thread = threading.Thread(target=self._run, name="deliverer", daemon=True)
         self._log = structlog.get_logger("deliverer")
 
@@ -197,6 +202,8 @@ class Deliverer:
     def _take(self) -> list[Record]:
         with self._arrived:
             self._arrived.wait_for(lambda: self._waiting or self._stopping, _SWEEP_S)
+            self._arrived.wait_for(lambda: self._stopping, self._began_s + _GATHER_S - time.monotonic())
+            self._began_s = time.monotonic()
             batch, self._waiting = self._waiting[:_BATCH], self._waiting[_BATCH:]
             return batch
 

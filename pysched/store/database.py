@@ -31,12 +31,14 @@ _KEEPALIVE = {  # notice a half-open connection within 5 s
 
 # - An acknowledgement is durable: never below `on`, whatever the server's or the role's default.
 # - Every access has its index, and the statistics lag behind a burst: a plan made while the table was small
-#   must not scan it once it is large.  JIT would only see the high cost that stands for "off".
+#   must not scan it once it is large.  JIT would only see the high cost that stands for "off".  For the same
+#   reason no plan depends on a parameter, so each is made once a session: planning was a third of a short statement.
 _SESSION = b"""
     SELECT set_config('synchronous_commit', 'on', false)
       WHERE current_setting('synchronous_commit') IN ('off', 'local', 'remote_write')
     UNION ALL SELECT set_config('enable_seqscan', 'off', false)
     UNION ALL SELECT set_config('jit', 'off', false)
+    UNION ALL SELECT set_config('plan_cache_mode', 'force_generic_plan', false)
     UNION ALL SELECT set_config('timezone', 'UTC', false)
 """
 

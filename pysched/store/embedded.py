@@ -24,7 +24,7 @@ import shlex
 import shutil
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from urllib.parse import quote
 
@@ -70,8 +70,9 @@ class EmbeddedServer:
         self._stop_timeout_s = stop_timeout_s
 
     @contextlib.contextmanager
-    def running(self) -> Iterator[str]:
-        """The server runs inside the block; yields its URL."""
+    def running(self, *, keep: Callable[[], bool] = lambda: False) -> Iterator[str]:
+        """The server runs inside the block; yields its URL.  Who is the last to leave stops it, unless `keep` says that
+        somebody else is about to come."""
         with _told_in_one_line():
             self._make_home()
             users = self._open("postgres.users")
@@ -84,7 +85,8 @@ class EmbeddedServer:
                 with _told_in_one_line(), self._locked():
                     # Explicitly, since a forked child may still hold a copy of the descriptor.
                     fcntl.flock(users, fcntl.LOCK_UN)
-                    self._stop_unless_used(users, self._placement())
+                    if not keep():
+                        self._stop_unless_used(users, self._placement())
         finally:
             os.close(users)
 

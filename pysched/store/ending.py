@@ -83,6 +83,10 @@ def retry(database: Database, task_id: str) -> State:
         _, state, priority = _lock(conn, task_id)
         if state not in {State.FAILED, State.CANCELLED}:
             raise InputError(f"task {task_id} is {state.value}; only a failed or cancelled one can be run again")
+        for (need,) in conn.execute(_QUERIES.removed_needs, {"id": task_id}).fetchall():
+            raise InputError(
+                f"task {task_id} needs {need}, which did not succeed and has been removed since; submit both anew"
+            )
         for need, need_state in needs:
             if need_state in {State.FAILED, State.CANCELLED}:
                 raise InputError(f"task {task_id} needs {need}, which is {need_state.value}; run that again first")
@@ -205,6 +209,8 @@ def _columns(outcomes: Sequence[Outcome]) -> dict[str, Any]:
         "stdouts": arrays.texts([_text(end.stdout) for end in ends]),
         "stderrs": arrays.texts([_text(end.stderr) for end in ends]),
         "results": arrays.texts([_json(end.result) for end in ends]),
+        "crashed": arrays.numbers([outcome.crashed for outcome in outcomes]),
+        "holders": arrays.texts([None if outcome.holder is None else str(outcome.holder) for outcome in outcomes]),
     }
 
 

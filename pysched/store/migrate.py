@@ -59,16 +59,21 @@ def migrate(conn: Conn, known: list[Migration]) -> None:
         applied: dict[int, bool] = dict(rows)
         newest = max(migration.number for migration in known)
         if any(number > newest and not additive for number, additive in applied.items()):
-            raise StoreError(
-                f"the database's schema is version {max(applied)}, this pysched knows {newest}; "
-                "upgrade pysched, or use another database"
-            )
+            raise StoreError(superseded(max(applied), newest))
         for migration in known:
             if migration.number not in applied:
                 _apply(conn, migration)
     finally:
         if not conn.broken:
             conn.execute("SELECT pg_advisory_unlock(%s)", (_LOCK,))
+
+
+def superseded(version: int, known: int) -> str:
+    """Why code that knows less than the schema has may not use it."""
+    return (
+        f"the database's schema is version {version}, this pysched knows {known}; "
+        "upgrade pysched, or use another database"
+    )
 
 
 def _check_server(conn: Conn) -> None:

@@ -16,6 +16,7 @@ import threading
 import time
 import uuid
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from types import TracebackType
 from typing import Any
 
@@ -34,7 +35,8 @@ from pysched.model import (
     State,
 )
 from pysched.policy import Overdue
-from pysched.store import accepting, arrays, ending, migrate, sql, views
+from pysched.store import accepting, arrays, ending, migrate, retention, sql, views
+from pysched.store.claiming import Claimer, claim_of
 from pysched.store.control import Control
 from pysched.store.database import Conn, Database
 from pysched.task import Task
@@ -44,9 +46,15 @@ _NODES = sql.load("nodes")
 _VIEW = sql.load("view")
 _PROMOTE_BATCH = 1_000
 
-_PRIORITIES = list(Priority)
-
 Row = dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Standing:
+    """Whether a node may claim: not while it drains, nor once a newer version has changed the schema."""
+
+    draining: bool
+    superseded: str | None  # why this version may not work on
 
 
 class Store(Control):
@@ -57,6 +65,7 @@ class Store(Control):
         self._database = Database(url, pool_size=pool_size, connect_timeout_s=connect_timeout_s)
         self._listening = threading.Lock()
         self._listener: Conn | None = None
+        self._schema = len(migrate.migrations())  # the version this code knows
         self._hushed = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
 
     # ── life ──────────────────────────────────────────────────────────────────────────────────────
@@ -127,9 +136,27 @@ class Store(Control):
         self._database.execute(_NODES.end, {"incarnation": incarnation})
 
     def drain(self, incarnation: uuid.UUID) -> None:
-        """Let a node claim nothing more; `NotFoundError` if there is no such node."""
+        """Let a node claim nothing more, and hand back what waits there; `NotFoundError` if there is no such node.
+
+        It hears of it by the notification `drain`, or when it renews its lease.
+        """
         if not self._database.execute(_NODES.drain, {"incarnation": incarnation}):
             raise NotFoundError(f"there is no node {incarnation}")
+
+    def standing(self, incarnation: uuid.UUID) -> Standing:
+        """Whether a node may claim, as far as that is not a matter of its lease."""
+        parameters = {"incarnation": incarnation, "schema": self._schema}
+        ((draining, version),) = self._database.execute(_NODES.standing, parameters)
+        return Standing(draining, None if version is None else migrate.superseded(version, self._schema))
+
+    def prune(self, *, home: uuid.UUID, retention_s: float, after: int, limit: int) -> retention.Pruned:
+        """Remove tasks that ended more than `retention_s` ago, with their attempts and dependencies.
+
+        Looks at `limit` tasks in order of arrival after the one with `sequence` `after`.  Those that still owe a
+        `.done` stay, and those that another home ran which has a living node: it removes their logs, too.  An id is
+        free again once its task is gone.  A task that needed one which went without success cannot be retried.
+        """
+        return retention.prune(self._database, home=home, retention_s=retention_s, after=after, limit=limit)
 
     def take_over(self, home: uuid.UUID, incarnation: uuid.UUID) -> int:
         """End all other incarnations of `home`, whose lock the caller holds; returns how many those were."""
@@ -142,10 +169,22 @@ class Store(Control):
         """
         self._database.execute(_NODES.end_expired)
         rows = self._database.execute(_NODES.abandoned, {"limit": limit})
-        return [
-            Abandoned(claim=_claim(claim), node=str(holder), pid=pid, started_at=started_at)
-            for *claim, holder, pid, started_at in rows
-        ]
+        return [_abandoned(row) for row in rows]
+
+    def adopt(
+        self, home: uuid.UUID, incarnation: uuid.UUID, *, tokens: Sequence[int], suspects: Sequence[int]
+    ) -> builtins.list[Abandoned]:
+        """Hand over, of the claims with these tokens, those that earlier incarnations of `home` hold, whose lock the
+        caller has; returns all of them that it holds then.  `suspects` among them get a crash more.
+
+        The tokens stay: the incarnation before is dead, its results that are still on their way are as good as the
+        caller's, and whoever comes after a crash in the middle of this still finds them.  A sweep of the old holder is
+        fenced off by the holder.  Comes before `take_over`, lest others sweep in between.
+        """
+        parameters = {"home": home, "incarnation": incarnation, "tokens": list(tokens), "suspects": list(suspects)}
+        self._database.execute(_NODES.adopt, parameters)
+        rows = self._database.execute(_NODES.adopted, {"incarnation": incarnation, "tokens": list(tokens)})
+        return [_abandoned(row) for row in rows]
 
     def nodes(self) -> builtins.list[Row]:
         """The nodes that live, oldest first."""
@@ -165,23 +204,20 @@ class Store(Control):
         """Up to `limit` ready tasks, best first, each under a new token: those that `overdue` asks for, of any
         priority, and then such of `lowest` or higher.
 
-        None if the queue is paused, or the node is draining, has ended or has no valid lease.  Tasks that other
-        transactions are looking at are skipped; whoever locks a ready task without taking it notifies.
+        None if the queue is paused, or the node is draining, has ended, has no valid lease or is too old for the
+        schema.  Tasks that other transactions are looking at are skipped; whoever locks a ready task without taking
+        it notifies.
         """
-        parameters = {
-            "node": incarnation,
-            "lowest": int(lowest),
-            "limit": limit,
-            "overdue_priorities": [int(part.priority) for part in overdue],
-            "overdue_after": [part.after_s for part in overdue],
-            "overdue_limits": [part.limit for part in overdue],
-        }
-        claims = [_claim(row) for row in self._database.execute(_CLAIM.claim, parameters)]
-        return sorted(claims, key=lambda claim: (claim.priority, -claim.rank, claim.sequence))
+        return self.claimer(incarnation).claim(lowest=lowest, limit=limit, overdue=overdue)
+
+    def claimer(self, incarnation: uuid.UUID) -> Claimer:
+        """The same for a node that claims again and again: it does not begin at the head each time, should that be
+        slow."""
+        return Claimer(self._database, incarnation, self._schema)
 
     def held(self, incarnation: uuid.UUID) -> builtins.list[Claim]:
         """All that a node holds, claimed or running: what it compares with its memory after a lost answer."""
-        return [_claim(row) for row in self._database.execute(_CLAIM.held, {"node": incarnation})]
+        return [claim_of(row) for row in self._database.execute(_CLAIM.held, {"node": incarnation})]
 
     def promote(self) -> float | None:
         """Queue the scheduled tasks whose time has come; seconds until the next one's, None if there is none."""
@@ -286,7 +322,7 @@ class Store(Control):
         return int(total)
 
     def notifications(self, timeout_s: float) -> Iterator[str]:
-        """What nodes tell each other: `ready`, `due`, `cancel`; LISTENING comes when hearing begins.
+        """What nodes tell each other: `ready`, `due`, `cancel`, `drain`; LISTENING comes when hearing begins.
 
         Hints only.  Waits at most `timeout_s` seconds for the first.  The connection is the store's own and
         stays open between calls; one thread at a time.
@@ -330,15 +366,8 @@ def _key(row: Sequence[Any]) -> AttemptKey:
     return AttemptKey(id=task_id, attempt=attempt, token=token)
 
 
-def _claim(row: Sequence[Any]) -> Claim:
-    task_id, attempt, token, priority, rank, sequence, spec, failures, submitted_at, waited_s = row
-    return Claim(
-        key=AttemptKey(id=task_id, attempt=attempt, token=token),
-        priority=_PRIORITIES[priority],
-        rank=rank,
-        sequence=sequence,
-        spec=spec,
-        failures=failures,
-        submitted_at=submitted_at,
-        waited_s=max(0.0, waited_s),  # the server's clock may have been set back
+def _abandoned(row: Sequence[Any]) -> Abandoned:
+    *claim, holder, launcher, pid, started_at, crashes = row
+    return Abandoned(
+        claim=claim_of(claim), holder=holder, node=str(launcher), pid=pid, started_at=started_at, crashes=crashes
     )

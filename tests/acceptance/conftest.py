@@ -58,8 +58,29 @@ class Process:
         return self.popen.wait(DEADLINE_S)
 
     def kill(self) -> None:
+        """Guard and node at once: stopped first, the guard starts no other node."""
+        self.popen.send_signal(signal.SIGSTOP)
+        for pid in self.children():
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
         self.popen.kill()
         self.popen.wait()
+
+    def children(self) -> list[int]:
+        """Node and API, as far as they live."""
+        pid = self.popen.pid
+        try:
+            found = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+        except (FileNotFoundError, ProcessLookupError):
+            return []
+        return [int(child) for child in found if _is_scheduler(int(child))]
+
+
+def _is_scheduler(pid: int) -> bool:
+    try:
+        return b"--parent-pid" in Path(f"/proc/{pid}/cmdline").read_bytes()
+    except (FileNotFoundError, ProcessLookupError):
+        return False
 
 
 class Site:

@@ -114,10 +114,37 @@ def test_up_starts_a_killed_node_again(everything: Everything) -> None:
     everything.up()
     with Client(home=everything.home) as client:
         (node,) = wait_until(client.nodes, "the node to register")
+        running = client.submit({"command": "while [ -d /proc/$PPID ]; do sleep 0.01; done; exit 7", "max_retries": 0})
+        wait_until(lambda: client.get(running["id"])["status"] == "running", "the job to run")
         os.kill(node["pid"], signal.SIGKILL)
         wait_until(lambda: [n["pid"] for n in client.nodes() if n["pid"] != node["pid"]], "another node")
         accepted = client.submit({"command": "true"})
         assert everything.done(accepted["id"])["status"] == "succeeded"
+        ended = everything.done(running["id"])
+        assert (ended["exit_code"], ended["attempts"]) == (7, 1)
+
+
+def test_a_reload_keeps_jobs_and_database(everything: Everything) -> None:
+    process = everything.up()
+    gate = everything.root / "gate"
+    os.mkfifo(gate)
+    with Client(home=everything.home) as client:
+        (node,) = wait_until(client.nodes, "the node to register")
+        running = client.submit({"command": f"read line < {gate}; exit 7", "max_retries": 0})
+        wait_until(lambda: client.get(running["id"])["status"] == "running", "the job to run")
+    server = (everything.home / "postgres.log").read_text().count("ready to accept connections")
+    (everything.home / "api.json").unlink()
+    reload = [sys.executable, "-m", "pysched.cli", "reload", "--home", str(everything.home)]
+    assert subprocess.run(reload, check=False, env=clean_environ()).returncode == 0
+    wait_until(everything.healthy, "the API to answer again")
+    with Client(home=everything.home) as client:
+        wait_until(lambda: [n["pid"] for n in client.nodes() if n["pid"] != node["pid"]], "another node")
+        gate.write_text("go\n")
+        ended = everything.done(running["id"])
+        assert (ended["exit_code"], ended["attempts"]) == (7, 1)
+    assert (everything.home / "postgres.log").read_text().count("ready to accept connections") == server
+    assert process.terminate() == 0
+    wait_until(lambda: processes_of(everything.home) == [], "every process to be gone")
 
 
 def test_what_is_left_when_up_is_killed_ends_and_the_database_is_adopted(everything: Everything) -> None:
@@ -188,7 +215,7 @@ def test_the_demo_is_right_and_cleans_up() -> None:
 @pytest.mark.parametrize(
     ("arguments", "code", "words"),
     [
-        (["nonsense"], 2, ["No such command 'nonsense'", "scheduler --help"]),
+        (["zzz"], 2, ["no command 'zzz'", "scheduler --help"]),
         (["run", "--workers", "many"], 2, ["'many'", "--workers"]),
         (["run", "--workers", "0"], 2, ["workers"]),
         (["api", "--port", "99999"], 2, ["port"]),

@@ -51,6 +51,8 @@ def outcome(
     delay_s: float = 0.0,
     counts: bool = True,
     void: bool = False,
+    crashed: bool = False,
+    holder: uuid.UUID | None = None,
     **fields: Any,
 ) -> Outcome:
     moment = now()
@@ -64,6 +66,8 @@ def outcome(
         delay_s=delay_s,
         counts=counts,
         void=void,
+        crashed=crashed,
+        holder=holder,
     )
 
 

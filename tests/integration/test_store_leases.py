@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import uuid
+from dataclasses import replace
 from functools import partial
+from typing import Any
 
-from pysched.model import State
+from pysched.model import Abandoned, State
 from pysched.store.store import Store
 from tests.integration.store_driver import Node, accept, at_once, ids, outcome, states, success, task
 
@@ -113,3 +115,96 @@ def test_until_somebody_has_ended_its_attempts_a_late_node_may(store: Store, sto
     store.abandoned(10)
     assert node.finish(success(key))[1] == []
     assert states(store, "a") == ["succeeded"]
+
+
+def test_a_new_incarnation_adopts_what_ran_under_the_same_token(store: Store, store_url: str) -> None:
+    home = uuid.uuid4()
+    before, elsewhere = Node(store, home=home), Node(store)
+    accept(store, task("mine"), task("queued"))
+    mine, queued = [claim.key for claim in before.claim()]
+    before.start(mine)
+    accept(store, task("theirs"))
+    theirs = elsewhere.key()
+    after = Node(store, home=home)
+
+    def adopt() -> list[Abandoned]:
+        tokens = [mine.token, theirs.token, 12345]
+        return store.adopt(home, after.incarnation, tokens=tokens, suspects=[mine.token])
+
+    (adopted,) = adopt()
+    assert (adopted.claim.key, adopted.holder, adopted.node) == (mine, after.incarnation, str(before.incarnation))
+    assert (adopted.pid, adopted.crashes) == (7, 1)
+    assert adopt() == [replace(adopted, claim=adopt()[0].claim)]  # after a lost answer: the same, and no crash more
+    store.take_over(home, after.incarnation)
+    assert [item.claim.key for item in store.abandoned(10)] == [queued]
+    assert after.start(mine) == []
+    assert after.finish(success(mine))[1] == []
+    assert adopt() == []
+    assert store.get("mine")["attempts"][0]["node"] == str(after.incarnation)
+
+
+def test_what_was_adopted_keeps_its_launcher_until_it_ends(store: Store, store_url: str) -> None:
+    home = uuid.uuid4()
+    first = Node(store, home=home)
+    accept(store, task("a"))
+    key = first.key()
+    first.start(key)
+    for _ in range(2):
+        node = Node(store, home=home)
+        (adopted,) = store.adopt(home, node.incarnation, tokens=[key.token], suspects=[])
+        assert (adopted.node, adopted.crashes) == (str(first.incarnation), 0)
+        store.take_over(home, node.incarnation)
+    node.expire(store_url)
+    (found,) = store.abandoned(10)
+    assert (found.holder, found.node) == (node.incarnation, str(first.incarnation))
+    node.finish(outcome(key, state=State.FAILED, next_state=State.QUEUED, reason="lost", crashed=True))
+    again = Node(store)
+    claimed = again.key()
+    again.start(claimed)
+    again.expire(store_url)
+    (found,) = store.abandoned(10)
+    assert (found.node, found.crashes) == (str(again.incarnation), 1)
+
+
+def test_a_sweep_of_the_old_holder_does_not_end_what_was_adopted(store: Store, store_url: str) -> None:
+    home = uuid.uuid4()
+    before = Node(store, home=home)
+    accept(store, task("a"))
+    key = before.key()
+    before.start(key)
+    before.expire(store_url)
+    (found,) = store.abandoned(10)
+    after = Node(store, home=home)
+    store.adopt(home, after.incarnation, tokens=[key.token], suspects=[])
+    sweeper = Node(store)
+    lost = outcome(key, state=State.FAILED, reason="lost", crashed=True, holder=found.holder)
+    assert sweeper.finish(lost) == ([], [key])
+    assert after.finish(success(key))[1] == []
+    assert states(store, "a") == ["succeeded"]
+
+
+def test_crashes_are_counted_one_after_the_other(store: Store, store_url: str) -> None:
+    accept(store, task("a"))
+
+    def crashes() -> int:
+        """What the next node to die would be told."""
+        node = Node(store)
+        node.start(node.key())
+        node.expire(store_url)
+        (found,) = store.abandoned(10)
+        return found.crashes
+
+    def end(**how: Any) -> None:
+        (found,) = store.abandoned(10)
+        again = {"state": State.FAILED, "next_state": State.SCHEDULED, "reason": "lost", **how}
+        Node(store).finish(outcome(found.claim.key, **again))
+
+    assert crashes() == 0
+    end(crashed=True)
+    assert crashes() == 1
+    end(state=State.CANCELLED, next_state=State.QUEUED, reason="shutdown", counts=False)
+    assert crashes() == 1
+    end(crashed=True)
+    assert crashes() == 2
+    end(reason="exit 1")
+    assert crashes() == 0

@@ -25,3 +25,12 @@ def test_an_orphan_with_a_cleared_environment_is_ended_and_that_of_another_attem
     assert alive(second)
     assert end_leftovers({Identity("task", 2, node)}) == 1
     assert end_leftovers({Identity("task", 1, node), Identity("task", 2, node)}) == 0
+
+
+def test_a_mark_alone_is_enough(start: Callable[..., Run]) -> None:
+    run = start()
+    mark = random.randrange(1, 2**60)
+    (handle,) = run.submit(run.launch("/bin/sleep", "600", mark=mark))
+    run.started(handle)
+    assert end_leftovers(set(), {mark}) == 1
+    assert run.end(handle).status == 9

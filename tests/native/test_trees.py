@@ -261,7 +261,7 @@ def test_a_stranger_with_a_reused_number_is_left(start: Start, token: str, membe
 
 def with_number(number: int, token: str) -> subprocess.Popen[bytes]:
     """A session leader that has this pid."""
-    for _ in range(1000):
+    for _ in range(100):
         LAST_PID.write_text(str(number - 1))
         stranger = subprocess.Popen(["sleep", token], start_new_session=True)
         if stranger.pid == number:
@@ -306,6 +306,29 @@ def test_a_descendant_that_changes_its_limits_is_known_by_its_parents(start: Sta
     wait_until(lambda: len(sleepers(token)) == 2, "the descendants")
     cancel(run, handle)
     assert carriers(token) == set()
+
+
+def test_a_descendant_that_changes_its_limits_is_found_in_a_tree_larger_than_the_rest_of_the_machine(
+    start: Start, token: str
+) -> None:
+    """Then all strangers are asked for their parents, not all members for their children."""
+    strangers = sum(session_of(int(name)) not in (0, os.getsid(0)) for name in os.listdir("/proc") if name.isdigit())
+    if strangers > 1000:
+        pytest.skip(f"this machine runs {strangers} other processes")
+    run = start()
+    shed = f"{sys.executable} -S -c {quoted(SHEDS)} {token} child"
+    many = f"n=0; while [ $n -lt {strangers * 2 + 50} ]; do sleep 1000 & n=$((n+1)); done"
+    (handle,) = run.submit(run.shell(f"{many}; ({shed}) & sleep 1000"))
+    wait_until(lambda: len(sleepers(token)) == 2, "the descendants")
+    cancel(run, handle)
+    assert carriers(token) == set()
+
+
+def session_of(pid: int) -> int:
+    try:
+        return os.getsid(pid)
+    except ProcessLookupError:
+        return 0
 
 
 def test_an_orphan_that_changes_its_limits_is_known_by_its_environment(start: Start, token: str) -> None:

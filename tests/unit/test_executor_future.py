@@ -283,10 +283,12 @@ def test_cancel_races_with_the_start() -> None:
 
 def test_what_a_cancelled_call_was_made_of_may_come_back_when_it_goes() -> None:
     again: list[bool] = []
+    held: list[type] = []
     gate = threading.Event()
 
     class Argument:
         def __del__(self) -> None:
+            held.extend(map(type, gc.get_referents(future)))
             again.append(future.cancel())
 
     with Executor(1) as executor:
@@ -294,6 +296,7 @@ def test_what_a_cancelled_call_was_made_of_may_come_back_when_it_goes() -> None:
         future: Any = executor.submit(print, Argument())
         assert future.cancel()
         assert again == [True]
+        assert tuple not in held  # the arguments, which were about to be freed a second time
         gate.set()
 
 

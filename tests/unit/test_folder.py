@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import socket
+import time
 from pathlib import Path
 
 import pytest
@@ -108,3 +110,59 @@ def test_a_folder_that_vanishes_is_made_again(folder: QueueFolder) -> None:
     folder.path.rmdir()
     assert folder.scan() == []
     assert folder.path.is_dir()
+
+
+class Clock:
+    """The monotonic clock, which waits for us."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.now_s = 1_000.0
+        monkeypatch.setattr(time, "monotonic", lambda: self.now_s)
+
+
+@pytest.mark.parametrize("code", [errno.EMFILE, errno.EIO])
+def test_what_cannot_be_opened_for_the_moment_is_not_refused(
+    folder: QueueFolder, monkeypatch: pytest.MonkeyPatch, code: int
+) -> None:
+    clock = Clock(monkeypatch)
+    drop(folder, "x.task")
+    (file,) = folder.scan()
+
+    def fail(*_: object) -> int:
+        raise OSError(code, os.strerror(code))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "open", fail)
+        with pytest.raises(OSError, match=os.strerror(code)):
+            folder.read(file)
+    assert folder.scan() == []
+    clock.now_s += 2.0
+    assert folder.scan() == [file]
+    assert folder.read(file) == b"command: true"
+
+
+def test_what_cannot_be_removed_is_tried_again_ever_less_often(
+    folder: QueueFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = Clock(monkeypatch)
+    path = drop(folder, "x.task")
+
+    def fail(_: Path) -> None:
+        raise OSError(errno.EIO, "bad disk")
+
+    (file,) = folder.scan()
+    pauses = []
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "unlink", fail)
+        for _ in range(12):
+            with pytest.raises(OSError, match="bad disk"):
+                folder.remove(file)
+            began_s = clock.now_s
+            while not folder.scan():
+                clock.now_s += 1.0
+            pauses.append(clock.now_s - began_s)
+    assert pauses == sorted(pauses)
+    assert pauses[0] == 1.0
+    assert pauses[-1] == 300.0
+    folder.remove(file)
+    assert not path.exists()

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pysched.model import AttemptKey, Exit, Priority, Reason, State
-from pysched.policy import RetryRule, backoff_s, claim_limit, prefetch, verdict
+from pysched.policy import RetryRule, backoff_s, claim_limit, is_poison, is_suspect, prefetch, verdict
 
 NOW = datetime(2026, 1, 1, tzinfo=timezone.utc)
 KEY = AttemptKey(id="t", attempt=1, token=7)
@@ -64,6 +64,8 @@ def test_long_jobs_are_not_hoarded_and_short_ones_are_fetched_ahead() -> None:
     assert prefetch(0) == 0
     assert prefetch(8) == 0  # 8 workers, one second each
     assert 50 <= prefetch(2_000) <= 200
+    assert prefetch(2_000, claim_s=0.1) == 400  # the store is slow: workers must not wait for it
+    assert prefetch(100, claim_s=60.0) == 50
 
 
 waiting = st.tuples(*[st.integers(0, 200)] * 3)
@@ -86,3 +88,12 @@ def test_low_ones_taken_earlier_do_not_keep_high_ones_in_the_store() -> None:
     assert claim_limit(free_workers=0, ahead=0, waiting=(0, 0, 0)) is None
     assert claim_limit(free_workers=0, ahead=40, waiting=(0, 0, 40)) == (Priority.MED, 40)
     assert claim_limit(free_workers=0, ahead=40, waiting=(0, 0, 39)) == (Priority.MED, 40)
+
+
+def test_three_crashes_are_poison() -> None:
+    assert [is_poison(crashes) for crashes in (0, 1, 2, 3, 4)] == [False, False, False, True, True]
+
+
+def test_what_a_node_had_for_long_did_not_take_it_down() -> None:
+    assert is_suspect(since_s=100.0, crashed_s=159.0)
+    assert not is_suspect(since_s=100.0, crashed_s=161.0)

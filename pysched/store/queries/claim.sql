@@ -5,6 +5,7 @@ WITH allowed AS (
     SELECT FROM pysched.nodes
     WHERE incarnation = %(node)s::uuid AND ended_at IS NULL AND NOT draining AND lease_until > clock_timestamp()
       AND NOT EXISTS (SELECT FROM pysched.control WHERE paused)
+      AND NOT EXISTS (SELECT FROM pysched.migrations WHERE number > %(schema)s::integer AND NOT additive)
 ), overdue AS MATERIALIZED (
     SELECT ready.ctid
     FROM unnest(%(overdue_priorities)s::smallint[], %(overdue_after)s::float8[], %(overdue_limits)s::integer[])
@@ -20,7 +21,7 @@ WITH allowed AS (
     ) AS ready
 )
 UPDATE pysched.tasks AS t
-SET holder = %(node)s::uuid, token = nextval('pysched.tokens'), attempts = attempts + 1
+SET holder = %(node)s::uuid, token = nextval('pysched.tokens'), attempts = attempts + 1, launcher = NULL
 WHERE ctid = ANY(ARRAY(SELECT ctid FROM overdue) || ARRAY(
     SELECT ctid FROM pysched.tasks
     WHERE place = 'ready' AND priority <= %(lowest)s::smallint
@@ -28,6 +29,43 @@ WHERE ctid = ANY(ARRAY(SELECT ctid FROM overdue) || ARRAY(
     ORDER BY priority, rank DESC, sequence
     LIMIT %(limit)s::integer - (SELECT count(*) FROM overdue)
     FOR NO KEY UPDATE SKIP LOCKED
+))
+RETURNING id, attempts, token, priority, rank, sequence, spec, failures, submitted_at,
+    extract(epoch FROM clock_timestamp() - ready_at)::float8;
+
+-- name: resume
+-- The same, from a place in each class on: what follows it in its rank (`same`), and then what is of a lower rank.  The
+-- arms stop at `limit` in all, because rows are locked only as they are taken out.
+WITH allowed AS (
+    SELECT FROM pysched.nodes
+    WHERE incarnation = %(node)s::uuid AND ended_at IS NULL AND NOT draining AND lease_until > clock_timestamp()
+      AND NOT EXISTS (SELECT FROM pysched.control WHERE paused)
+      AND NOT EXISTS (SELECT FROM pysched.migrations WHERE number > %(schema)s::integer AND NOT additive)
+)
+UPDATE pysched.tasks AS t
+SET holder = %(node)s::uuid, token = nextval('pysched.tokens'), attempts = attempts + 1
+WHERE ctid = ANY(ARRAY(
+    SELECT ready.ctid
+    FROM unnest(%(same)s::integer[], %(priorities)s::smallint[], %(ranks)s::bigint[], %(sequences)s::bigint[])
+        AS head (same, priority, rank, sequence),
+    LATERAL (
+        SELECT * FROM (
+            SELECT ctid FROM pysched.tasks
+            WHERE head.same = 1 AND place = 'ready' AND priority = head.priority
+              AND rank = head.rank AND sequence > head.sequence AND EXISTS (SELECT FROM allowed)
+            ORDER BY sequence
+            FOR NO KEY UPDATE SKIP LOCKED
+        ) AS same
+        UNION ALL
+        SELECT * FROM (
+            SELECT ctid FROM pysched.tasks
+            WHERE head.same = 0 AND place = 'ready' AND priority = head.priority
+              AND rank < head.rank AND EXISTS (SELECT FROM allowed)
+            ORDER BY rank DESC, sequence
+            FOR NO KEY UPDATE SKIP LOCKED
+        ) AS lower
+    ) AS ready
+    LIMIT %(limit)s::integer
 ))
 RETURNING id, attempts, token, priority, rank, sequence, spec, failures, submitted_at,
     extract(epoch FROM clock_timestamp() - ready_at)::float8;

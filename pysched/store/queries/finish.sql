@@ -1,5 +1,6 @@
 -- name: finish
--- `token` is NULL unless a node holds the task, so id, attempt and token are the whole fence.
+-- `token` is NULL unless a node holds the task, so id, attempt and token are the whole fence; whoever sweeps names the
+-- holder, too, lest it end what the holder's successor has adopted meanwhile, under the same token.
 -- A cancel that came in while the attempt ran overrules another attempt, not an end.
 WITH changed AS (
     UPDATE pysched.tasks AS t SET
@@ -15,6 +16,7 @@ WITH changed AS (
         cancel_requested = false,
         attempts = t.attempts - e.void::integer,
         failures = t.failures + e.failed::integer,
+        crashes = CASE WHEN e.crashed THEN t.crashes + 1 WHEN e.next_state = 'queued' THEN t.crashes ELSE 0 END,
         holder = NULL,
         token = NULL,
         pid = NULL,
@@ -36,11 +38,11 @@ WITH changed AS (
             %(attempt_states)s::text[], %(next_states)s::text[], %(reasons)s::text[], %(delays)s::float8[],
             %(failed)s::boolean[], %(pids)s::integer[], %(starts)s::timestamptz[], %(ends)s::timestamptz[],
             %(exit_codes)s::integer[], %(signals)s::text[], %(cpu_ms)s::bigint[], %(max_rss_kb)s::bigint[],
-            %(stdouts)s::text[], %(stderrs)s::text[], %(results)s::text[]
+            %(stdouts)s::text[], %(stderrs)s::text[], %(results)s::text[], %(crashed)s::boolean[], %(holders)s::uuid[]
         ) AS u (id, attempt, token, void, attempt_state, next_state, reason, delay_s, failed, pid, started_at,
-                finished_at, exit_code, signal, cpu_ms, max_rss_kb, stdout, stderr, result)
+                finished_at, exit_code, signal, cpu_ms, max_rss_kb, stdout, stderr, result, crashed, holder)
     ) AS e
-    WHERE t.id = e.id AND t.attempts = e.attempt AND t.token = e.token
+    WHERE t.id = e.id AND t.attempts = e.attempt AND t.token = e.token AND t.holder = coalesce(e.holder, t.holder)
     RETURNING
         t.id, t.name, t.type, t.priority, t.state, t.reason, t.exit_code, t.signal, t.attempts, t.node, t.submitted_at,
         t.started_at, t.finished_at, t.run_ms, t.result, t.stdout, t.stderr,
@@ -138,6 +140,11 @@ WHERE t.id IN (SELECT needs_id FROM pysched.dependencies WHERE task_id = %(id)s)
 ORDER BY t.id
 FOR SHARE OF t;
 
+-- name: removed_needs
+-- What the task needs and retention has removed; a success takes its edges with it, so these had another end.
+SELECT needs_id FROM pysched.dependencies AS d
+WHERE task_id = %(id)s AND NOT EXISTS (SELECT FROM pysched.tasks AS t WHERE t.id = d.needs_id);
+
 -- name: reopen
 WITH changed AS (
     UPDATE pysched.tasks SET
@@ -148,7 +155,7 @@ WITH changed AS (
         due_at = CASE WHEN %(waiting)s::integer = 0 AND not_before > now() THEN not_before END,
         waiting_for = %(waiting)s::integer,
         ready_at = now(),
-        reason = NULL, failures = 0, finished_at = NULL, exit_code = NULL, signal = NULL, run_ms = NULL, result = NULL,
+        reason = NULL, failures = 0, crashes = 0, finished_at = NULL, exit_code = NULL, signal = NULL, run_ms = NULL, result = NULL,
         stdout = NULL, stderr = NULL
     WHERE id = %(id)s
     RETURNING id, state

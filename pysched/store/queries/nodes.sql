@@ -17,7 +17,14 @@ RETURNING 1;
 UPDATE pysched.nodes SET ended_at = now(), running = 0 WHERE incarnation = %(incarnation)s AND ended_at IS NULL;
 
 -- name: drain
-UPDATE pysched.nodes SET draining = true WHERE incarnation = %(incarnation)s RETURNING 1;
+WITH changed AS (
+    UPDATE pysched.nodes SET draining = true WHERE incarnation = %(incarnation)s RETURNING 1
+)
+SELECT pg_notify('pysched', 'drain')::text FROM changed;
+
+-- name: standing
+SELECT coalesce((SELECT draining FROM pysched.nodes WHERE incarnation = %(incarnation)s), false),
+    (SELECT max(number) FROM pysched.migrations WHERE number > %(schema)s::integer AND NOT additive);
 
 -- name: take_over
 UPDATE pysched.nodes SET ended_at = now(), running = 0
@@ -31,12 +38,30 @@ WHERE ended_at IS NULL AND lease_until <= clock_timestamp();
 -- name: abandoned
 -- Asked anew it gives the same answer until `finish` has recorded what became of these attempts.
 SELECT id, attempts, token, priority, rank, sequence, spec, failures, submitted_at,
-    extract(epoch FROM clock_timestamp() - ready_at)::float8, holder, pid, attempt_started_at
+    extract(epoch FROM clock_timestamp() - ready_at)::float8, holder, coalesce(launcher, holder), pid, attempt_started_at,
+    crashes
 FROM pysched.tasks
 WHERE place = 'claimed' AND NOT EXISTS (
     SELECT FROM pysched.nodes WHERE incarnation = holder AND ended_at IS NULL)
 ORDER BY sequence
 LIMIT %(limit)s::integer;
+
+-- name: adopt
+-- Asked anew it changes nothing: the holder is then the caller.
+UPDATE pysched.tasks AS t
+SET holder = %(incarnation)s::uuid, launcher = coalesce(t.launcher, t.holder),
+    crashes = t.crashes + (t.token = ANY(%(suspects)s::bigint[]))::integer
+FROM pysched.nodes AS n
+WHERE t.place = 'claimed' AND t.holder = n.incarnation AND n.home = %(home)s::uuid
+  AND n.incarnation <> %(incarnation)s::uuid AND t.token = ANY(%(tokens)s::bigint[]);
+
+-- name: adopted
+SELECT id, attempts, token, priority, rank, sequence, spec, failures, submitted_at,
+    extract(epoch FROM clock_timestamp() - ready_at)::float8, holder, coalesce(launcher, holder), pid, attempt_started_at,
+    crashes
+FROM pysched.tasks
+WHERE place = 'claimed' AND holder = %(incarnation)s::uuid AND token = ANY(%(tokens)s::bigint[])
+ORDER BY sequence;
 
 -- name: list
 SELECT incarnation, home, host, pid, workers, lanes, version, running, draining, started_at, renewed_at, lease_until

@@ -55,6 +55,7 @@ def test_filters_reach_the_store(api: Api) -> None:
         ("name=" + "x" * 201, "name"),
         ("status=queued&status=done", "status"),
         ("stat=queued", "stat"),
+        ("name=a&name=b", "name"),
     ],
 )
 @pytest.mark.parametrize("route", ["GET /tasks", "POST /tasks/cancel", "POST /tasks/retry"])

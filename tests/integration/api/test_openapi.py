@@ -118,6 +118,7 @@ def test_every_answer_is_as_described(api: Api, document: dict[str, Any], tmp_pa
         ("post", "/queue/pause", {}),
         ("post", "/queue/resume", {}),
         ("get", "/health", {}),
+        ("get", "/metrics", {}),
     ]
     reached = set()
     for method, path, how in calls:

@@ -134,14 +134,14 @@ def test_what_is_known_is_asked_for_anew_after_a_while(monkeypatch: pytest.Monke
 
     async def run() -> None:
         ring = Keyring("admin", stored)
-        assert await ring.scope("admin") is Scope.ADMIN
+        assert await ring.scope(b"admin") is Scope.ADMIN
         assert asked == 0
-        assert [await ring.scope("other") for _ in range(3)] == [Scope.READ] * 3
-        assert await ring.scope("unknown") is None
+        assert [await ring.scope(b"other") for _ in range(3)] == [Scope.READ] * 3
+        assert await ring.scope(b"unknown") is None
         assert asked == 1
         monkeypatch.setattr(keyring, "REFRESH_S", 0)
         rows.clear()
-        assert await ring.scope("other") is None
+        assert await ring.scope(b"other") is None
 
     asyncio.run(run())
 

@@ -1,0 +1,79 @@
+"""A node without processes: claims, starts nothing, and finishes until COUNT tasks have ended.
+
+    python -m benchmarks.durable.consume pysched|raw URL COUNT
+
+Two threads, as in a node: one claims, one records what has ended meanwhile.  Prints `ready`, then `done`.
+"""
+
+from __future__ import annotations
+
+import queue
+import sys
+import threading
+import time
+import uuid
+from collections.abc import Callable
+from datetime import datetime, timezone
+from typing import Any
+
+from benchmarks.durable import raw
+from pysched import policy
+from pysched.model import Claim, Exit, NodeInfo, Outcome, Priority
+from pysched.store.store import Store
+
+BATCH = 1_000
+_PAUSE_S = 0.002
+_RULE = policy.RetryRule(max_retries=3, retry_delay_s=0.5)
+
+
+def main() -> None:
+    kind, url, count = sys.argv[1], sys.argv[2], int(sys.argv[3])
+    home, incarnation = uuid.uuid4(), uuid.uuid4()
+    info = NodeInfo(incarnation=incarnation, home=home, host="bench", pid=1, workers=1, lanes=1, version="0")
+    with Store(url) as store:
+        store.register(info, 3600.0)
+        if kind == "raw":
+            with raw.connect(url) as claims, raw.connect(url) as ends:
+                run(lambda: raw.claim(claims, incarnation, BATCH), lambda rows: raw.finish(ends, home, rows), count)
+        else:
+            run(
+                lambda: store.claim(incarnation, lowest=Priority.LOW, limit=BATCH),
+                lambda claims: store.finish([_succeeded(claim) for claim in claims], home=home),
+                count,
+            )
+
+
+def run(claim: Callable[[], list[Any]], finish: Callable[[list[Any]], object], count: int) -> None:
+    claimed: queue.SimpleQueue[list[Any]] = queue.SimpleQueue()
+
+    def record() -> None:
+        left = count
+        while left:
+            batch = claimed.get()
+            while not claimed.empty():
+                batch += claimed.get()
+            finish(batch)
+            left -= len(batch)
+
+    recorder = threading.Thread(target=record)
+    recorder.start()
+    print("ready", flush=True)
+    left = count
+    while left:
+        if batch := claim():
+            left -= len(batch)
+            claimed.put(batch)
+        else:
+            time.sleep(_PAUSE_S)
+    recorder.join()
+    print("done", flush=True)
+
+
+def _succeeded(claim: Claim) -> Outcome:
+    now = datetime.now(timezone.utc)
+    end = Exit(pid=1, started_at=now, finished_at=now, exit_code=0)
+    return policy.verdict(claim.key, end, failures=claim.failures, rule=_RULE, jitter=0.0)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,140 @@
+"""A node's claims, at a rate that does not depend on what the table has behind it.
+
+Claimed tasks leave the index of what is ready, but their entries stay until nobody can see the rows any more.  While an
+old snapshot is open (a dump, a forgotten transaction) that is never, and each claim that begins at the head passes
+over all that were claimed since: 0.25 µs each, and soon more than the claim itself.  So a claimer remembers how far it
+has come in each class, and goes on from there::
+
+    whole ── thrice too long ► resumed  from the remembered place of each class
+      ▲                           │
+      └── `_SHARE` times as long as the last whole one have passed, or the resumed one came back short
+
+What becomes ready behind that place (a retry, a freed or a handed-back task, one of larger rank) waits for the next
+whole claim: at most `_SHARE` times what a whole claim takes, which thus costs at most a twentieth of the time.
+Only where the store is that slow does any of this happen; else every claim is a whole one, exact to the task.
+"""
+
+from __future__ import annotations
+
+import time
+import uuid
+from collections import deque
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from pysched.model import AttemptKey, Claim, Priority
+from pysched.policy import Overdue
+from pysched.store import arrays, sql
+from pysched.store.database import Database
+
+_SLOW_S = 0.005  # beyond `_TASK_S` for each task: whole claims that take longer are not repeated at once
+_SLOW_IN_A_ROW = 3  # a machine that stalls for a moment is no slow store
+_TASK_S = 0.0002
+_SHARE = 20
+_ANY_RANK = 2**31  # above all
+
+_QUERIES = sql.load("claim")
+_PRIORITIES = list(Priority)
+
+
+class Claimer:
+    """The claims of one incarnation; one thread at a time.  `schema`: the version of it that this code knows."""
+
+    def __init__(
+        self, database: Database, incarnation: uuid.UUID, schema: int, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self._database = database
+        self._node = {"node": incarnation, "schema": schema}
+        self._clock = clock
+        self._whole_from_s = 0.0  # when a whole claim may be made again
+        self._excess_s: deque[float] = deque(maxlen=_SLOW_IN_A_ROW)  # of the last whole claims
+        self._heads: dict[Priority, tuple[int, int]] = {}  # rank and sequence before which nothing was left
+        self._owed: dict[Priority, Overdue] = {}  # what resumed claims did not look for
+
+    def claim(self, *, lowest: Priority, limit: int, overdue: Sequence[Overdue] = ()) -> list[Claim]:
+        """See `Store.claim`."""
+        if self._clock() >= self._whole_from_s:
+            return self._whole(lowest, limit, self._with_owed(overdue, limit))
+        claims = self._resumed(lowest, limit)
+        for part in overdue:
+            owed = self._owed.get(part.priority)
+            self._owed[part.priority] = part if owed is None else _more(part, owed.limit)
+        if len(claims) < limit:
+            claims += self._whole(lowest, limit - len(claims), self._with_owed((), limit - len(claims)))
+        return _in_order(claims)
+
+    def _whole(self, lowest: Priority, limit: int, overdue: Sequence[Overdue]) -> list[Claim]:
+        began_s = self._clock()
+        parameters = {
+            "lowest": int(lowest),
+            "limit": limit,
+            "overdue_priorities": arrays.numbers([int(part.priority) for part in overdue]),
+            "overdue_after": arrays.numbers([part.after_s for part in overdue]),
+            "overdue_limits": arrays.numbers([part.limit for part in overdue]),
+        }
+        claims = _in_order(
+            [claim_of(row) for row in self._database.execute(_QUERIES.claim, {**self._node, **parameters})]
+        )
+        self._excess_s.append(self._clock() - began_s - _TASK_S * len(claims))
+        excess_s = min(self._excess_s) if len(self._excess_s) == _SLOW_IN_A_ROW else 0.0
+        self._whole_from_s = self._clock() + _SHARE * excess_s if excess_s > _SLOW_S else 0.0
+        self._heads.clear()
+        # Of a class, as many as were asked for out of turn may lie behind what was left; the others were its first.
+        self._remember(claims, {part.priority: part.limit for part in overdue})
+        return claims
+
+    def _resumed(self, lowest: Priority, limit: int) -> list[Claim]:
+        parts: list[tuple[bool, int, int, int]] = []  # of one rank, priority, rank, sequence
+        for priority in _PRIORITIES[: lowest + 1]:
+            if priority in self._heads:
+                rank, sequence = self._heads[priority]
+                parts += [(True, priority, rank, sequence), (False, priority, rank, 0)]
+            else:
+                parts.append((False, priority, _ANY_RANK, 0))
+        same, priorities, ranks, sequences = (arrays.numbers(map(int, column)) for column in zip(*parts, strict=True))
+        parameters = {"same": same, "priorities": priorities, "ranks": ranks, "sequences": sequences, "limit": limit}
+        rows = self._database.execute(_QUERIES.resume, {**self._node, **parameters})
+        claims = _in_order([claim_of(row) for row in rows])
+        self._remember(claims, {})
+        return claims
+
+    def _remember(self, claims: Sequence[Claim], out_of_turn: dict[Priority, int]) -> None:
+        for priority in _PRIORITIES:
+            own = [claim for claim in claims if claim.priority is priority]
+            sure = len(own) - out_of_turn.get(priority, 0)
+            if sure > 0:
+                self._heads[priority] = own[sure - 1].rank, own[sure - 1].sequence
+
+    def _with_owed(self, overdue: Sequence[Overdue], limit: int) -> list[Overdue]:
+        """What to look for out of turn, with what is owed, within `limit`."""
+        wanted = dict(self._owed)
+        for part in overdue:
+            wanted[part.priority] = _more(part, wanted[part.priority].limit if part.priority in wanted else 0)
+        self._owed.clear()
+        found = []
+        for part in wanted.values():
+            found.append(Overdue(priority=part.priority, after_s=part.after_s, limit=min(part.limit, limit)))
+            limit -= found[-1].limit
+        return found
+
+
+def claim_of(row: Sequence[Any]) -> Claim:
+    task_id, attempt, token, priority, rank, sequence, spec, failures, submitted_at, waited_s = row
+    return Claim(
+        key=AttemptKey(id=task_id, attempt=attempt, token=token),
+        priority=_PRIORITIES[priority],
+        rank=rank,
+        sequence=sequence,
+        spec=spec,
+        failures=failures,
+        submitted_at=submitted_at,
+        waited_s=max(0.0, waited_s),  # the server's clock may have been set back
+    )
+
+
+def _in_order(claims: list[Claim]) -> list[Claim]:
+    return sorted(claims, key=lambda claim: (claim.priority, -claim.rank, claim.sequence))
+
+
+def _more(part: Overdue, count: int) -> Overdue:
+    return Overdue(priority=part.priority, after_s=part.after_s, limit=part.limit + count)
