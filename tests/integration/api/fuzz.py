@@ -30,7 +30,7 @@ CHECKS = (
     "status_code_conformance",
     "content_type_conformance",
     "response_schema_conformance",
-    "negative_data_rejection",  # no body that breaks the schema is accepted; in a URL all is text, also `false` as a tag
+    "negative_data_rejection",  # of bodies: in a URL all is text, also `false` as a tag
 )
 
 
