@@ -37,11 +37,11 @@ def many(count: int = 40, prefix: str = "t") -> list[Task]:
 def rows(url: str, prefix: str) -> list[Any]:
     with psycopg.connect(url) as conn:
         return conn.execute(
-            f"SELECT substr(id, {len(prefix) + 1}), replace(name, id, ''), extract(epoch FROM due_at - submitted_at)::int,"
-            f" extract(epoch FROM not_before - submitted_at)::int, submitted_at > now() - interval '1 hour',"
-            f" ready_at > now() - interval '1 hour', {COLUMNS.replace('name, ', '')}"
-            " FROM pysched.tasks WHERE id LIKE %s ORDER BY sequence",
-            (f"{prefix}%",),
+            f"SELECT replace(id, %(prefix)s, ''), replace(name, id, ''), {COLUMNS},"
+            " extract(epoch FROM due_at - submitted_at)::int, extract(epoch FROM not_before - submitted_at)::int,"
+            " submitted_at > now() - interval '1 hour', ready_at > now() - interval '1 hour'"
+            " FROM pysched.tasks WHERE starts_with(id, %(prefix)s) ORDER BY sequence",
+            {"prefix": prefix},
         ).fetchall()
 
 
