@@ -115,14 +115,8 @@ def main() -> None:
         print(f"{options.rows:,} rows, made in {time.perf_counter() - start:.0f} s")
         for name, make in questions(options.rows).items():
             took = measure(server, make, options.calls)
-<<<<<<< HEAD
-            print(
-                f"  {name:<20} p50 {statistics.median(took):>7.1f} ms  p99 {statistics.quantiles(took, n=100)[-1]:>7.1f} ms"
-            )
-=======
             p99 = statistics.quantiles(took, n=100)[-1]
             print(f"  {name:<20} p50 {statistics.median(took):>7.1f} ms  p99 {p99:>7.1f} ms")
->>>>>>> f515e50e18738a4be3133f4dc5f80b918f9e935d
 
 
 if __name__ == "__main__":
