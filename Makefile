@@ -109,9 +109,12 @@ check: $(VENV)/.editable
 	  $(BIN)/python -S $(BIN)/lint-imports --config $(CURDIR)/pyproject.toml --no-cache
 	$(BIN)/cython-lint csrc
 
-# At least 200 kills, and what else can go wrong between node, disk and database; some ten minutes.
+# At least 200 kills, and what else can go wrong between node, disk and database; some ten minutes.  Then each system
+# call of a node as its last one (with strace), and 20,000 tasks on three nodes.
 chaos: $(VENV)/.editable
 	$(BIN)/python -m tests.chaos --kills 200 --minutes 12 $(CHAOS)
+	$(BIN)/python -m tests.chaos.syscalls
+	$(BIN)/python -m tests.chaos.three_nodes
 
 # The core in builds of its own, each in an environment of its own that finds the dependencies in $(VENV): the finder of
 # an editable install would bring back the ordinary core, here and in the children of tests.

@@ -49,6 +49,7 @@ include "tree.pyx"            # the processes of an attempt, and what they are k
 include "attempt_table.pyx"   # running attempts in a file, for whoever comes after this process
 include "engine.pyx"          # what the lanes share: registry, submission, waking
 include "killer.pyx"          # the thread that ends trees
+include "zygote.pyx"          # warm starts: jobs that a zygote forks
 include "strays.pyx"          # members of a tree that shed its mark
 include "lane.pyx"            # the threads: exploit, wait
 include "adoption.pyx"        # attempts of an earlier incarnation in a lane's hands
@@ -284,6 +285,35 @@ cdef class Core:
         self.check(False)
         with nogil:
             outbox_wake(&self.engine.outbox, False)
+
+    def meet_zygote(self, sockets):
+        cdef array[Letter] letters
+        cdef Letter letter
+        cdef size_t i
+        self.check(True)
+        letter.kind = LETTER_ZYGOTE
+        letter.cause = CAUSED_BY_NOTHING
+        letter.handle = 0
+        for socket in sockets:
+            letter.ns = whole("sockets", socket, 0, 2**31 - 1)
+            letters.push_back(letter)
+        if letters.size() != <size_t> self.engine.lanes:
+            raise ValueError(f"sockets: {letters.size()} given; {self.engine.lanes} are needed, one for each lane")
+        with nogil:
+            for i in range(letters.size()):
+                engine_post(self.engine, <int> i, letters[i])
+
+    def awaits_zygote_s(self):
+        cdef int64_t since_ns, oldest_ns = 0
+        cdef int i
+        self.check(False)
+        if self.closed:
+            return 0.0
+        for i in range(self.engine.lanes):
+            since_ns = self.threads[i].zygote.since_ns.load(memory_order_relaxed)
+            if since_ns and (oldest_ns == 0 or since_ns < oldest_ns):
+                oldest_ns = since_ns
+        return (now(CLOCK_BOOTTIME) - oldest_ns) / 1e9 if oldest_ns else 0.0
 
     def withdraw_all(self):
         cdef size_t ended

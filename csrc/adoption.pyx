@@ -48,6 +48,13 @@ cdef bint record_take_row(Record* record, Table* table) noexcept nogil:
     return True
 
 
+cdef inline void record_give_row_back(Record* record, Table* table) noexcept nogil:
+    """It never had a process."""
+    if record.row != NULL:
+        table_release(table, record.token)
+        record.row = NULL
+
+
 cdef inline void row_runs(Row* row, pid_t pid, int64_t floor_kb) noexcept nogil:
     row.pid = pid  # already, unless the kernel found no memory to write it
     row.floor_kb = floor_kb

@@ -27,6 +27,7 @@ cdef enum Parked:
 cdef enum LetterKind:
     LETTER_KILL
     LETTER_ARM
+    LETTER_ZYGOTE
     LETTER_GONE         # of the killer: nothing is left of the tree
     LETTER_SURVIVES     # of the killer: KILL was long ago
     LETTER_ADOPT        # of Python: an attempt that runs already
@@ -37,7 +38,8 @@ cdef struct Letter:     # what Python asks of a lane, which alone touches its ch
     # Never a Record*, which may end before the letter is read.  LETTER_ARM: the token.  From the killer it is one,
     # which its lane keeps until LETTER_GONE; LETTER_ADOPT makes its lane the owner of one.
     uint64_t handle
-    int64_t ns          # LETTER_KILL: grace; _ARM: deadline; _GONE: requests answered; _SURVIVES: how many
+    # LETTER_KILL: grace; _ARM: deadline; _ZYGOTE: the socket; _GONE: requests answered; _SURVIVES: how many
+    int64_t ns
 
 
 cdef cppclass Killer    # killer.pyx

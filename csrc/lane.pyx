@@ -69,6 +69,7 @@ cdef cppclass Lane:
     array[Letter] letters
     void* stack         # of the child between clone and exec
     int64_t peak_kb     # of this process's memory, see record_reap
+    Zygote zygote
     # Of lane 0 alone, which keeps adopted attempts, see adoption.pyx:
     int guard_bell      # eventfd: the guard has written ends; -1: there is no guard
     int guard           # its pidfd
@@ -146,46 +147,60 @@ cdef void lane_release_slots(Lane* lane) noexcept nogil:
 cdef void lane_start(Lane* lane, Record* record) noexcept nogil:
     """Spawn the program of a record that this lane has taken."""
     cdef Engine* engine = lane.engine
-    cdef counter_array* counters = engine.counters[lane.number]
     cdef Spawn spawn
-    cdef Note note
     # Taken before the spawn: a lane that is preempted while its child already runs must not shorten the run time.
     record.started_ns = now(CLOCK_BOOTTIME)
     record.started_real_ns = now(CLOCK_REALTIME)
     if engine.table != NULL and not record_take_row(record, engine.table):
-        count(counters, COUNT_BACKED_OFF)
+        count(engine.counters[lane.number], COUNT_BACKED_OFF)
         lane_requeue(lane, record)
+        return
+    if record.warm:
+        lane_start_warm(lane, record)
         return
     record_spawn(record, lane.number, lane.stack, &engine.open_files, &engine.signals, &spawn)
-    if spawn.step != STEP_NONE and record.row != NULL:
-        table_release(engine.table, record.token)
-        record.row = NULL
-    if spawn.step != STEP_NONE and is_shortage(&spawn):
-        count(counters, COUNT_BACKED_OFF)
-        lane_requeue(lane, record)
-        return
-    lane.backoff_ns = 0
     if spawn.step != STEP_NONE:
-        note_init(&note, record, KIND_SPAWN_FAILED, CAUSED_BY_NOTHING)
-        note.step = spawn.step
-        note.error = spawn.error
-        note.ended_ns = record.started_real_ns
-        note.lane = lane.number
-        note.wait_ns = record.started_ns - record.ticket.queued_ns
-        lane.notes.push_back(note)
-        count(counters, COUNT_SPAWN_FAILED)
-        engine_forget(engine, record.handle)
-        record_free(record)
+        lane_not_started(lane, record, &spawn)
         return
     lane.slots -= 1  # it is the attempt's now
     record.pid = spawn.pid
     record.pidfd = spawn.pidfd
+    lane_started(lane, record)
+
+
+cdef void lane_not_started(Lane* lane, Record* record, const Spawn* spawn) noexcept nogil:
+    """Put it back for a shortage that will pass, else tell that it cannot be started."""
+    cdef counter_array* counters = lane.engine.counters[lane.number]
+    cdef Note note
+    record_give_row_back(record, lane.engine.table)
+    if is_shortage(spawn):
+        count(counters, COUNT_BACKED_OFF)
+        lane_requeue(lane, record)
+        return
+    lane.backoff_ns = 0
+    note_init(&note, record, KIND_SPAWN_FAILED, CAUSED_BY_NOTHING)
+    note.step = spawn.step
+    note.error = spawn.error
+    note.ended_ns = record.started_real_ns
+    note.lane = lane.number
+    note.wait_ns = record.started_ns - record.ticket.queued_ns
+    lane.notes.push_back(note)
+    count(counters, COUNT_SPAWN_FAILED)
+    engine_forget(lane.engine, record.handle)
+    record_free(record)
+
+
+cdef void lane_started(Lane* lane, Record* record) noexcept nogil:
+    """It has a process: tell, and watch it."""
+    cdef Engine* engine = lane.engine
+    cdef Note note
+    lane.backoff_ns = 0
     if record.row != NULL:
-        row_runs(record.row, record.pid, own_peak_kb())
+        row_runs(record.row, record.pid, 0 if record.warm else own_peak_kb())
     note_init(&note, record, KIND_STARTED, CAUSED_BY_NOTHING)
     lane_describe(lane, record, &note)
     lane.notes.push_back(note)
-    count(counters, COUNT_STARTED)
+    count(engine.counters[lane.number], COUNT_STARTED)
     latency_record(&engine.latencies[lane.number].wait[record.ticket.cls], note.wait_ns)
     if record.timeout_ns:
         timers_arm(&lane.timers, &record.timer, TIMER_TIMEOUT, record.started_ns + record.timeout_ns)
@@ -261,6 +276,8 @@ cdef void lane_wait(Lane* lane, bint busy) noexcept nogil:
     for i in range(ready):
         if events[i].data.ptr == &lane.clock:
             lane.clock_ns = 0
+        elif events[i].data.ptr == &lane.zygote:
+            lane_hear_zygote(lane)
         elif events[i].data.ptr == &lane.guard_bell or events[i].data.ptr == &lane.guard:
             lane.guard_stirred = True
         elif events[i].data.ptr != &mail.bell:
@@ -404,6 +421,10 @@ cdef void lane_release(Lane* lane, Record* record) noexcept nogil:
     timers_disarm(&lane.timers, &record.look)
     engine_forget(lane.engine, record.handle)
     record_free(record)
+    lane_take_back_slot(lane)
+
+
+cdef void lane_take_back_slot(Lane* lane) noexcept nogil:
     lane.slots += 1
     if lane.slots > 1:  # one is enough; the others may be used in parallel
         lane_give_back(lane, 1)
@@ -423,7 +444,7 @@ cdef Lane* lane_new(Engine* engine, int number) noexcept nogil:
     cdef Lane* lane = new Lane()
     lane.engine = engine
     lane.number = number
-    lane.clock = lane.epoll = lane.guard_bell = lane.guard = -1
+    lane.clock = lane.epoll = lane.zygote.socket = lane.guard_bell = lane.guard = -1
     return lane
 
 
@@ -456,5 +477,7 @@ cdef void lane_free(Lane* lane) noexcept nogil:
         close(lane.clock)
     if lane.epoll >= 0:
         close(lane.epoll)
+    if lane.zygote.socket >= 0:
+        close(lane.zygote.socket)
     unmap_child_stack(lane.stack)
     del lane

@@ -73,6 +73,7 @@ cdef class Launch:
     cdef readonly double grace_s
     cdef readonly uint64_t mark
     cdef readonly uint64_t token
+    cdef readonly bint warm
     cdef int64_t timeout_ns
     cdef int64_t grace_ns
     cdef readonly double waited_s
@@ -80,7 +81,7 @@ cdef class Launch:
 
     def __cinit__(
         self, *, handle, priority, rank, sequence, argv, candidates, env, cwd, stdout, stderr, timeout_s=None,
-        grace_s=5.0, waited_s=0.0, mark=0, token=0,
+        grace_s=5.0, waited_s=0.0, mark=0, token=0, warm=False,
     ):
         self.handle = whole("handle", handle, 0, UINT64_MAX)
         self.priority = whole("priority", priority, 0, CLASSES - 1)
@@ -108,6 +109,7 @@ cdef class Launch:
         self.waited_ns = to_ns("waited_s", waited_s)
         self.mark = whole("mark", mark, 0, 2**61 - 1)
         self.token = whole("token", token, 0, UINT64_MAX)
+        self.warm = warm
 
     def __repr__(self):
         return f"<Launch {self.handle} {self.argv!r}>"

@@ -20,6 +20,8 @@ cdef void lane_read_mail(Lane* lane) noexcept nogil:
     for i in range(lane.letters.size()):
         if lane.letters[i].kind == LETTER_ARM:
             lane_arm_alarm(lane, &lane.letters[i])
+        elif lane.letters[i].kind == LETTER_ZYGOTE:
+            lane_meet_zygote(lane, <int> lane.letters[i].ns)
         elif lane.letters[i].kind == LETTER_ADOPT:
             lane_adopt(lane, <Record*> lane.letters[i].handle)
         elif lane.letters[i].kind == LETTER_GONE:
@@ -46,10 +48,13 @@ cdef void lane_kill(Lane* lane, const Letter* letter) noexcept nogil:
         # It ended, or went back to the queue since the letter was written: then it is to be found there.
         engine_kill(engine, letter.handle, letter.ns, letter.cause)
         return
-    # Taken by this lane, so nobody else frees it, and it runs: lanes read no mail in the middle of a spawn.
+    # Taken by this lane, so nobody else frees it; lanes read no mail in the middle of a spawn.
     if record.cause == CAUSED_BY_NOTHING:
         record.cause = letter.cause
         count(engine.counters[lane.number], COUNT_KILLED)
+    if is_starting(record):
+        lane_kill_starting(lane, record, letter.ns)
+        return
     lane_end(lane, record, letter.ns)
 
 

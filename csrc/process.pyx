@@ -67,6 +67,8 @@ cdef cppclass Record:
     bint awaits_row     # in Lane.unrecorded
     uint32_t answered   # adopted: requests to the killer, when it said last that the tree is gone
     uint8_t cause
+    bint warm           # forked by the zygote, see zygote.pyx
+    int64_t ending_grace_ns  # of a kill that came while it was starting; -1: none did
     # its tree, see tree.pyx
     rlimit mark
     uint64_t mark_number
@@ -172,7 +174,7 @@ cdef bint record_reap(Record* record, int* status, int* error, rusage* usage, in
 
     At exec the kernel credits the child with the peak of the memory it leaves, which is ours (exec_mmap sets
     signal->maxrss): a peak that is not above ours says nothing, and 0 is reported.  `peak_kb` is what the caller knows
-    of ours, and is looked up again only when the child's is above it."""
+    of ours, and is looked up again only when the child's is above it.  A warm job calls no exec."""
     status[0] = -1
     if record.adopted:
         return record_read_end(record, status, error, usage)
@@ -186,6 +188,8 @@ cdef bint record_reap(Record* record, int* status, int* error, rusage* usage, in
         if wait4(record.pid, status, WNOHANG, usage) != record.pid:
             status[0] = -1
             error[0] = ECHILD
+    if record.warm:
+        return True
     if usage.ru_maxrss > peak_kb[0]:
         peak_kb[0] = own_peak_kb()
     if usage.ru_maxrss <= peak_kb[0]:
@@ -275,6 +279,8 @@ cdef Record* record_new(Launch launch) except NULL:
     record.grace_ns = launch.grace_ns
     record.waited_ns = launch.waited_ns
     record.pidfd = -1
+    record.warm = launch.warm
+    record.ending_grace_ns = -1
     record.token = launch.token
     record.timer.owner = record
     record.look.owner = record

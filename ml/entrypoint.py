@@ -6,6 +6,9 @@ through `PATH.part` and a rename.  A function that returns None leaves that path
 there itself.  A coroutine function is run to its end.  numpy numbers and arrays count as JSON numbers and
 lists.
 
+A failure leaves `{"error": {"type", "message", "traceback"}}` as the result; where the call itself could not be made,
+the traceback is null.
+
 Exit codes: 0; 2 when the call could not be made (no such module or attribute, not callable, arguments that
 do not fit), with one line that says why; 1 when the function raised (traceback on stderr) or returned what
 is not JSON or more than 64 KiB of it; the code of `sys.exit` when the function called that.
@@ -13,17 +16,20 @@ is not JSON or more than 64 KiB of it; the code of `sys.exit` when the function 
 
 from __future__ import annotations
 
-import asyncio
+import contextlib
 import importlib
 import inspect
 import json
 import os
 import sys
 import traceback
+import types
 from collections.abc import Callable
 from typing import Any, NoReturn
 
 RESULT_BYTES = 64 * 1024
+_MESSAGE_CHARACTERS = 1_000
+_TRACEBACK_CHARACTERS = 4_000  # of its end, where the fault is; at most 12 bytes of JSON each, so the result fits
 _NOT_USERS = frozenset(
     {__file__, importlib.__file__, "<frozen importlib._bootstrap>", "<frozen importlib._bootstrap_external>"}
 )
@@ -43,12 +49,14 @@ def main(arguments: list[str]) -> int:
         function = _resolve(target)
         _check_arguments(target, function, params)
     except _RefusedError as refusal:
-        return _complain(str(refusal), 2)
+        return refuse(str(refusal))
     except Exception as error:  # the user's module failed while it was imported
         return _report(error)
     try:
         value = function(**params)
         if inspect.iscoroutine(value):
+            import asyncio  # a third of what this program would import
+
             value = asyncio.run(value)
     except Exception as error:
         return _report(error)
@@ -103,6 +111,8 @@ def _resolve(target: str) -> Callable[..., Any]:
 
 
 def _check_arguments(target: str, function: Callable[..., Any], params: dict[str, Any]) -> None:
+    if _plainly_fits(function, params):
+        return
     path = target.partition(":")[2]
     try:
         signature = inspect.signature(function)
@@ -114,29 +124,71 @@ def _check_arguments(target: str, function: Callable[..., Any], params: dict[str
         raise _RefusedError(f"{target}: params do not fit {path}{signature}: {error}") from None
 
 
+def _plainly_fits(function: Callable[..., Any], params: dict[str, Any]) -> bool:
+    """Whether a plain function surely takes `params`; a signature is ten times as dear, and needed for all others."""
+    if type(function) is not types.FunctionType or hasattr(function, "__wrapped__"):
+        return False
+    code = function.__code__
+    if code.co_posonlyargcount:
+        return False
+    positional = code.co_varnames[: code.co_argcount]
+    named = code.co_varnames[: code.co_argcount + code.co_kwonlyargcount]
+    optional = {*positional[code.co_argcount - len(function.__defaults__ or ()) :], *(function.__kwdefaults__ or ())}
+    takes_any = bool(code.co_flags & inspect.CO_VARKEYWORDS)
+    return all(name in params or name in optional for name in named) and (
+        takes_any or all(map(named.__contains__, params))
+    )
+
+
 def _deliver(target: str, value: object) -> int:
     try:
         text = json.dumps(value, ensure_ascii=False, allow_nan=False, default=_plain)
         data = text.encode()
     except (TypeError, ValueError, RecursionError) as error:
-        return _complain(f"{target}: the returned {type(value).__name__} is not JSON: {error}", 1)
+        return _unfit(f"{target}: the returned {type(value).__name__} is not JSON: {error}")
     if len(data) > RESULT_BYTES:
-        return _complain(
+        return _unfit(
             f"{target}: the result is {len(data)} bytes of JSON, more than {RESULT_BYTES}; write it to a file and "
-            "return the path",
-            1,
+            "return the path"
         )
     path = os.environ.get("PYSCHED_RESULT")
     if not path:
         print(text, flush=True)
     elif value is not None:
         try:
-            with open(f"{path}.part", "wb") as file:
-                file.write(data)
-            os.replace(f"{path}.part", path)
+            _write(path, data)
         except OSError as error:
             return _complain(f"{target}: cannot write the result to {path}: {error.strerror}", 1)
     return 0
+
+
+def _write(path: str, data: bytes) -> None:
+    part = f"{path}.part"
+    file = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o666)
+    try:
+        while data:
+            data = data[os.write(file, data) :]
+    finally:
+        os.close(file)
+    os.replace(part, path)
+
+
+def _record(kind: str, message: str, trace: str | None) -> None:
+    """Leave the error as the result.  That it also stands on stderr is what counts if this cannot be written."""
+    path = os.environ.get("PYSCHED_RESULT")
+    if path:
+        error = {
+            "type": kind,
+            "message": _storable(message[:_MESSAGE_CHARACTERS]),
+            "traceback": None if trace is None else _storable(trace[-_TRACEBACK_CHARACTERS:]),
+        }
+        with contextlib.suppress(OSError):
+            _write(path, json.dumps({"error": error}).encode())
+
+
+def _storable(text: str) -> str:
+    """Without what no text of a database holds: NUL, and halves of surrogate pairs."""
+    return text.replace("\0", "\ufffd").encode("utf-8", "replace").decode()
 
 
 def _plain(value: Any) -> object:
@@ -151,8 +203,28 @@ def _report(error: Exception) -> int:
     frames = error.__traceback__
     while frames is not None and frames.tb_frame.f_code.co_filename in _NOT_USERS:
         frames = frames.tb_next
-    traceback.print_exception(type(error), error, frames)
+    trace = "".join(traceback.format_exception(type(error), error, frames))
+    sys.stderr.write(trace)
+    _record(type(error).__name__, _message(error), trace)
     return 1
+
+
+def _message(error: Exception) -> str:
+    try:
+        return str(error)
+    except Exception as second:  # the user's own class
+        return f"<its message cannot be had: {type(second).__name__}>"
+
+
+def refuse(message: str) -> int:
+    """Say why the call cannot be made; the exit code."""
+    _record("EntrypointError", message, None)
+    return _complain(message, 2)
+
+
+def _unfit(message: str) -> int:
+    _record("ResultError", message, None)
+    return _complain(message, 1)
 
 
 def _complain(message: str, code: int) -> int:

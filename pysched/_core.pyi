@@ -71,6 +71,8 @@ class Launch:
     token        0 … 2**64-1, unique among the rows of Core's `table`, where the attempt gets one; 0: none
     mark         0 … 2**61-1, by which every descendant is known (`csrc/tree.pyx`): unique on this machine, and best
                  the same for whoever must find what is left of the attempt; 0: the core makes one
+    warm         forked by the zygote (Core.meet_zygote) instead of executed: argv says what it calls, candidates are
+                 not looked at
 
     Raises `ValueError` (names the field) for a NUL byte, an empty argv, candidates or path, a number out of range,
     and `TypeError` for anything that is not of the annotated type.
@@ -94,6 +96,7 @@ class Launch:
         waited_s: float = 0.0,
         mark: int = 0,
         token: int = 0,
+        warm: bool = False,
     ) -> None: ...
     @property
     def handle(self) -> int: ...
@@ -125,6 +128,8 @@ class Launch:
     def mark(self) -> int: ...
     @property
     def token(self) -> int: ...
+    @property
+    def warm(self) -> bool: ...
 
 @final
 class Event:
@@ -306,6 +311,13 @@ class Core:
         [] after a timeout, wake() or close().  Signal handlers run while it waits in the main thread."""
     def wake(self) -> None:
         """Make a waiting poll(), or else the next one, return at once."""
+    def meet_zygote(self, sockets: Sequence[int]) -> None:
+        """Hand each lane its connection to a new zygote, a SOCK_SEQPACKET descriptor that is the core's from then on.
+
+        Warm attempts wait, starting, while there is none.  What was asked of the zygote before and was not answered
+        is asked again.  Raises `ValueError` unless there is one socket for each lane."""
+    def awaits_zygote_s(self) -> float:
+        """How long some request may have been unanswered by the zygote: 0.0 if there is none."""
     def withdraw_all(self) -> int:
         """Every queued attempt becomes WITHDRAWN (cause CAUSE_SHUTDOWN); how many."""
     def set_workers(self, workers: int) -> None:

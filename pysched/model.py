@@ -102,6 +102,7 @@ class Program:
     timeout_s: float | None
     grace_s: float
     mark: int  # mark_of the attempt
+    warm: bool = False  # forked by the zygote: argv is what that is told, see ml/zygote.py
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

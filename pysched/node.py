@@ -13,6 +13,7 @@ Threads, and what each owns::
     sweeper     attempts of nodes that are gone
     profiler    profiler.csv
     publisher   what was measured             ─ now and then ─► store
+    zygote      the process from which ML jobs are forked
 
 Stopping goes down the same list, so nothing is ever sent to a stage that has stopped.
 """
@@ -45,10 +46,12 @@ from pysched.engine.sweeper import Sweeper
 from pysched.engine.upkeep import Upkeep
 from pysched.errors import NodeDefect, NodeError, NodeSuperseded, PyschedError, StoreError
 from pysched.executors.files import LogFolder, take_result
-from pysched.executors.launch import Launcher
+from pysched.executors.launch import Launcher, inherited
+from pysched.executors.zygote import Zygote
 from pysched.guard import HANDED_OVER, Link
 from pysched.home import Home
 from pysched.intake.intake import Intake
+from pysched.ml import _sibling
 from pysched.model import Acceptance, AttemptKey, Claim, NodeInfo, Outcome, Priority, Record, State
 from pysched.profiler import End, Ended, Profiler, Sample
 from pysched.recorder.done import CompletedFolder
@@ -142,7 +145,8 @@ class Node:
             raise NodeError(
                 f"completed folder {completed.path}: {error.strerror}; choose another with --completed"
             ) from None
-        launcher = Launcher(node=str(self._incarnation), work=self._home.work, logs=logs, environ=os.environ)
+        warm = settings.warm and _sibling.available()
+        launcher = Launcher(node=str(self._incarnation), work=self._home.work, logs=logs, environ=os.environ, warm=warm)
         try:
             self._table = _core.AttemptTable(
                 str(self._home.attempts), self._guard.token, rows=2 * settings.workers + _ROWS_AHEAD
@@ -159,6 +163,7 @@ class Node:
             table=self._table,
             guard_bell=self._guard.bell,
         )
+        self._zygote = self._make_zygote() if warm else None
         self._disks = Disks([self._home.path, completed.path])
         spool = Spool(self._home.path / "spool")
         try:
@@ -246,6 +251,16 @@ class Node:
             lambda: store.publish_latencies(self._incarnation, latencies.dump(self._core.histograms()))
         )
 
+    def _make_zygote(self) -> Zygote:
+        return Zygote(
+            lanes=self._settings.lane_count,
+            preload=self._settings.preload,
+            environ=inherited(os.environ),
+            table=str(self._home.attempts),
+            meet=self._core.meet_zygote,
+            awaited_s=self._core.awaits_zygote_s,
+        )
+
     def _start(self, store: Store) -> None:
         self._submitted_before = store.submitted()
         self._recorder.replay()
@@ -256,6 +271,8 @@ class Node:
         store.take_over(self._info.home, self._incarnation)
         while self._recover(store):
             pass
+        if self._zygote is not None:
+            self._zygote.start()
         for stage in (self._deliverer, self._recorder, self._reaper, self._sweeper, self._dispatcher, self._listener):
             stage.start()
         self._profiler.start()
@@ -285,6 +302,7 @@ class Node:
         if self._core.running:
             self._log.info("draining; a second signal stops at once", running=self._core.running)
         self._await_jobs()
+        self._stop_zygote()
         self._reaper.stop()
         self._recorder.stop()
         self._deliverer.stop()
@@ -304,6 +322,7 @@ class Node:
         self._dispatcher.stop()
         self._core.withdraw_all()
         self._sweeper.stop()
+        self._stop_zygote()  # what it has not forked yet has never run
         left = self._core.running
         self._core.close()
         self._reaper.stop()
@@ -330,8 +349,13 @@ class Node:
         self._at_once.wait()
         if not ended.is_set():
             self._kill(self._attempts.handles(), 0.0, _core.CAUSE_SHUTDOWN)
+            self._stop_zygote()  # what is still waiting to be forked ends with it
         if not ended.wait(_KILLED_S):
             self._log.error("processes survive KILL, leaving them", running=self._core.running)
+
+    def _stop_zygote(self) -> None:
+        if self._zygote is not None:
+            self._zygote.stop()
 
     def _accept(self, store: Store, tasks: Sequence[Task]) -> Sequence[Acceptance | PyschedError]:
         verdicts = store.accept(tasks, source=self._incarnation, atomic=False)
@@ -343,7 +367,7 @@ class Node:
     def _recorded(self, outcomes: Sequence[Outcome]) -> None:
         """Outcomes are durable: pass news on to whoever acts on it."""
         delays = [outcome.delay_s for outcome in outcomes if outcome.next_state is State.SCHEDULED]
-        if delays:
+        if delays and not self._leaving:  # then the core is closed, and the next incarnation looks by itself
             self._dispatcher.due_in(min(delays))
         self._profiler.observe_many([_ended(outcome) for outcome in outcomes if not outcome.void])
 

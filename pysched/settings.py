@@ -56,6 +56,12 @@ class Settings(BaseSettings):
     on_log_limit: Literal["truncate", "fail"] = Field(
         "truncate", description="what becomes of an attempt that writes more: its log is cut, or it fails, too"
     )
+    warm: bool = Field(
+        True, description="start ML tasks without a command from a process that has their modules imported already"
+    )
+    preload: list[str] = Field(
+        ["numpy"], description="modules that this process imports, as numpy, torch, sklearn.linear_model"
+    )
     drain_timeout: Annotated[float, Field(ge=0)] | None = Field(
         None,
         description="seconds a stopping node waits for running jobs before it hands them back; for ever by default",

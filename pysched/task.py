@@ -212,7 +212,7 @@ def _parse_piece(data: str | bytes, offset: int) -> list[Task]:
 
 
 def _pieces(data: str | bytes) -> Iterator[str | bytes]:
-    """Arrays of some of the array's elements each, all of them in order; what is no array comes whole, to be refused."""
+    """Arrays of some of the array's elements each, in order; what is no array comes whole, to be refused."""
     if len(data) < _PIECE_CHARS:
         yield data
         return

@@ -242,6 +242,7 @@ class Dispatcher:
                     grace_s=program.grace_s,
                     waited_s=claim.waited_s,
                     mark=program.mark,
+                    warm=program.warm,
                     token=claim.key.token,
                 )
             )

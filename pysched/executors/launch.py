@@ -6,6 +6,7 @@ import functools
 import importlib.util
 import json
 import os
+import re
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -21,22 +22,29 @@ _INHERITED = frozenset(
 )
 _INHERITED_PREFIXES = ("LC_", "OMP_", "OPENBLAS_", "MKL_", "CUDA_", "NVIDIA_")
 _DEFAULT_PATH = "/usr/local/bin:/usr/bin:/bin"
+# An ML job computes with one thread: the scheduler fills the processors with jobs.
+_ONE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "BLIS_NUM_THREADS"), "1")
+# What is read when the interpreter starts or a library is loaded: a warm process has done that already.
+_READ_AT_START = re.compile(
+    r"PYTHON|LD_|OMP_|KMP_|GOMP_|OPENBLAS|GOTO_|MKL_|BLIS_|NUMEXPR_|NPY_|MALLOC_|GLIBC_|CUDA_|NVIDIA_|LC_|LANG"
+)
+_WARM_BYTES = 128 * 1024  # of words and environment; what is larger starts cold
 
 
 class Launcher:
     """Prepares the programs of one node.
 
-    `node` is the incarnation, `work` the folder jobs start in by default.
+    `node` is the incarnation, `work` the folder jobs start in by default; `warm`: there is a zygote.
     """
 
-    def __init__(self, *, node: str, work: Path, logs: LogFolder, environ: Mapping[str, str]) -> None:
+    def __init__(
+        self, *, node: str, work: Path, logs: LogFolder, environ: Mapping[str, str], warm: bool = False
+    ) -> None:
         self._node = node
         self._work = os.fsencode(work)
         self._logs = logs
-        self._inherited = {
-            name: value for name, value in environ.items() if name in _INHERITED or name.startswith(_INHERITED_PREFIXES)
-        }
-        self._inherited.setdefault("PATH", _DEFAULT_PATH)
+        self._warm = warm
+        self._inherited = inherited(environ)
 
     def prepare(self, key: AttemptKey, task: Task, *, node: str | None = None) -> Program:
         """`node`: the incarnation that started the attempt, if it was an earlier one."""
@@ -46,8 +54,10 @@ class Launcher:
         path = task.env.get("PATH", self._inherited["PATH"])
         direct = _without_shell(task, path)
         argv, own = _words(task) if direct is None else (direct[0], {"PWD": os.fsdecode(os.path.realpath(cwd))})
+        ml = task.command is None and task.type is TaskType.ML
         env = {
             **self._inherited,
+            **(_ONE_THREAD if ml else {}),
             **task.env,
             **own,
             "PYSCHED_TASK_ID": key.id,
@@ -55,11 +65,14 @@ class Launcher:
             "PYSCHED_NODE": node,
             "PYSCHED_RESULT": files.result,
         }
-        words = [os.fsencode(word) for word in argv]
+        entries = [os.fsencode(f"{name}={value}") for name, value in env.items()]
+        warm = ml and self._warm and not any(map(_READ_AT_START.match, task.env)) and _fits(entries)
+        words = [os.fsencode(word) for word in (_warm_words(task) if warm else argv)]
         return Program(
             argv=words,
             candidates=_candidates(words[0], os.fsencode(path)) if direct is None else [os.fsencode(direct[1])],
-            env=[os.fsencode(f"{name}={value}") for name, value in env.items()],
+            env=entries,
+            warm=warm,
             cwd=cwd,
             stdout=files.stdout,
             stderr=files.stderr,
@@ -68,6 +81,26 @@ class Launcher:
             grace_s=task.grace_s,
             mark=mark_of(key.id, key.attempt, node),
         )
+
+
+def inherited(environ: Mapping[str, str]) -> dict[str, str]:
+    """What a job, and the zygote of jobs, gets of the node's own environment."""
+    kept = {
+        name: value for name, value in environ.items() if name in _INHERITED or name.startswith(_INHERITED_PREFIXES)
+    }
+    kept.setdefault("PATH", _DEFAULT_PATH)
+    return kept
+
+
+def _fits(entries: list[bytes]) -> bool:
+    return sum(map(len, entries)) + len(entries) <= _WARM_BYTES
+
+
+def _warm_words(task: Task) -> list[str]:
+    """What `ml/zygote.py` is told to call."""
+    if task.entrypoint is not None:
+        return ["entrypoint", task.entrypoint]
+    return ["ml_task", "--duration_ms", str(task.duration_ms)]
 
 
 def _without_shell(task: Task, path: str) -> tuple[list[str], str] | None:
@@ -86,16 +119,16 @@ def _words(task: Task) -> tuple[list[str], dict[str, str]]:
     # The params travel in the environment: up to 64 KiB, below the kernel's limit of 128 KiB for one string.
     params = {"PYSCHED_PARAMS": json.dumps(task.params, ensure_ascii=False, separators=(",", ":"))}
     if task.entrypoint is not None:
-        return [sys.executable, _program("entrypoint"), task.entrypoint], params
+        return [sys.executable, program_file("entrypoint"), task.entrypoint], params
     duration = ["--duration_ms", str(task.duration_ms)]
     if task.type is TaskType.ML:
-        return [sys.executable, _program("ml_task"), *duration], params
+        return [sys.executable, program_file("ml_task"), *duration], params
     # Isolated and without site: the simulation imports next to nothing, so it starts in a third of the time.
-    return [sys.executable, "-I", "-S", _program("system_task"), *duration], {}
+    return [sys.executable, "-I", "-S", program_file("system_task"), *duration], {}
 
 
 @functools.cache
-def _program(name: str) -> str:
+def program_file(name: str) -> str:
     """The file of `pysched.ml.NAME`.
 
     Programs run by path and not by -m, lest a folder `pysched` in the job's own folder pass for the package.

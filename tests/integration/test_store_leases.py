@@ -180,6 +180,7 @@ def test_what_was_adopted_keeps_its_launcher_until_it_ends(store: Store, store_u
         assert (adopted.node, adopted.crashes) == (str(first.incarnation), 0)
         store.take_over(home, node.incarnation)
     node.expire(store_url)
+    store.end_expired()
     (found,) = store.abandoned(10)
     assert (found.holder, found.node) == (node.incarnation, str(first.incarnation))
     node.finish(outcome(key, state=State.FAILED, next_state=State.QUEUED, reason="lost", crashed=True))
@@ -187,6 +188,7 @@ def test_what_was_adopted_keeps_its_launcher_until_it_ends(store: Store, store_u
     claimed = again.key()
     again.start(claimed)
     again.expire(store_url)
+    store.end_expired()
     (found,) = store.abandoned(10)
     assert (found.node, found.crashes) == (str(again.incarnation), 1)
 
@@ -198,6 +200,7 @@ def test_a_sweep_of_the_old_holder_does_not_end_what_was_adopted(store: Store, s
     key = before.key()
     before.start(key)
     before.expire(store_url)
+    store.end_expired()
     (found,) = store.abandoned(10)
     after = Node(store, home=home)
     store.adopt(home, after.incarnation, tokens=[key.token], suspects=[])
@@ -216,6 +219,7 @@ def test_crashes_are_counted_one_after_the_other(store: Store, store_url: str) -
         node = Node(store)
         node.start(node.key())
         node.expire(store_url)
+        store.end_expired()
         (found,) = store.abandoned(10)
         return found.crashes
 

@@ -14,9 +14,7 @@ from pysched.store.store import Store
 from pysched.task import Task
 from tests.integration.store_driver import Node, accept, at_once, task
 
-COLUMNS = (
-    "state, rank, spec, name, type, priority, waiting_for, reason, attempts, failures, finished_at, standing, place"
-)
+COLUMNS = "state, rank, spec, type, priority, waiting_for, reason, attempts, failures, finished_at, standing, place"
 
 
 def many(count: int = 40, prefix: str = "t") -> list[Task]:

@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -38,6 +39,16 @@ async def later(n):
 
 def fails():
     raise LookupError("no such thing")
+
+def fails_badly():
+    raise LookupError("\\0\\ud800" + "x" * 500_000 + "\\U0001f600" * 500_000)
+
+class Mute(Exception):
+    def __str__(self):
+        return 1 / 0
+
+def fails_to_say():
+    raise Mute
 
 def exits(code=7):
     sys.exit(code)
@@ -83,6 +94,14 @@ def call(folder: Path, target: str, params: str | None = None, *, result: bool =
 def result_of(folder: Path) -> object:
     assert os.listdir(folder / "out") == ["result"]  # and no temporary file
     return json.loads((folder / "out" / "result").read_text())
+
+
+def error_of(folder: Path) -> dict[str, Any]:
+    found = result_of(folder)
+    assert isinstance(found, dict)
+    assert set(found) == {"error"}
+    error: dict[str, Any] = found["error"]
+    return error
 
 
 @pytest.mark.parametrize(
@@ -138,7 +157,9 @@ def test_a_call_that_cannot_be_made(folder: Path, target: str, params: str | Non
     assert done.stderr.startswith("entrypoint: ")
     assert says in done.stderr
     assert done.stderr.count("\n") == 1
-    assert os.listdir(folder / "out") == []
+    error = error_of(folder)
+    assert (error["type"], error["traceback"]) == ("EntrypointError", None)
+    assert f"entrypoint: {error['message']}\n" == done.stderr
 
 
 def test_more_than_one_argument(folder: Path) -> None:
@@ -160,7 +181,19 @@ def test_an_exception_shows_the_users_traceback(folder: Path, target: str, last:
     assert done.stderr.splitlines()[-1].startswith(last)
     frames = [line for line in done.stderr.splitlines() if line.startswith("  File ")]
     assert first_frame in frames[0]  # not a frame of ours, nor of the import machinery
-    assert os.listdir(folder / "out") == []
+    error = error_of(folder)
+    assert last.startswith(error["type"])
+    assert error["message"].split(" (")[0] in done.stderr
+    assert error["traceback"] == done.stderr
+
+
+def test_what_an_exception_says_fits_a_result_that_a_database_holds(folder: Path) -> None:
+    assert call(folder, "jobs:fails_badly").returncode == 1
+    error = error_of(folder)
+    assert error["message"].startswith("\ufffd?xx")
+    assert os.path.getsize(folder / "out" / "result") <= 64 * 1024
+    assert call(folder, "jobs:fails_to_say").returncode == 1
+    assert error_of(folder)["message"] == "<its message cannot be had: ZeroDivisionError>"
 
 
 @pytest.mark.parametrize(("params", "code"), [("{}", 7), ('{"code": 0}', 0), ('{"code": "stop"}', 1)])
@@ -184,4 +217,4 @@ def test_a_result_that_cannot_be_kept(folder: Path, target: str, params: str | N
     assert done.returncode == 1
     assert says in done.stderr
     assert done.stderr.count("\n") == 1
-    assert os.listdir(folder / "out") == []
+    assert error_of(folder)["type"] == "ResultError"

@@ -68,30 +68,74 @@ def test_goes_through_the_data_once_without_any_time(work: Any) -> None:
     assert work(duration_ms=0)["epochs"] == 1
 
 
-def test_a_step_follows_the_gradient() -> None:
-    """The change of each weight by a small step, against the slope measured by central differences."""
-    parameters = ml_task.Parameters(features=3, hidden=4, classes=3)
+MODELS = ["mlp", "softmax", "kmeans", "pca"]
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_each_model_learns_and_is_deterministic_for_a_seed(model: str) -> None:
+    given = {"model": model, "epochs": 4, "duration_ms": 60_000, "k": 4, "seed": 5}
+    first, again = ({**ml_task.train(**given), "elapsed_ms": 0} for _ in range(2))
+    assert first == again
+    assert (first["model"], first["epochs"], len(first["losses"])) == (model, 4, 4)
+    assert first["loss_last"] < 0.8 * first["loss_first"]
+    assert first["losses"][-1] == first["loss_last"]
+    assert first["accuracy"] > (0.3 if model == "pca" else 0.9)
+
+
+@pytest.mark.parametrize(("model", "least"), [("mlp", 0.93), ("softmax", 0.93), ("kmeans", 0.6), ("pca", 0.6)])
+def test_the_digits_of_scikit_learn(model: str, least: float) -> None:
+    result = ml_task.train(model=model, data="digits", epochs=10, duration_ms=60_000)
+    assert result["accuracy"] > least
+    assert ml_task.infer(data="digits", epochs=1, duration_ms=60_000)["samples"] == 1797
+
+
+def test_digits_without_scikit_learn_are_an_error_of_one_line() -> None:
+    hidden = "import sys; sys.modules['sklearn'] = None; "
+    code = hidden + "from pysched.ml import ml_task; sys.exit(ml_task.main(sys.argv[1:]))"
+    done = subprocess.run(
+        [sys.executable, "-c", code, "--data", "digits"], cwd="/", capture_output=True, text=True, timeout=60
+    )
+    assert done.returncode == 2
+    assert done.stderr.startswith("ml_task: data: digits come with scikit-learn, which is not installed")
+
+
+def test_the_components_are_those_of_a_decomposition() -> None:
     random = np.random.default_rng(0)
-    network: Any = ml_task.Network(parameters, random)
-    for name in ("w1", "b1", "w2", "b2"):
-        setattr(network, name, getattr(network, name).astype(np.float64))
+    x = (random.standard_normal((4_000, 6)) * [5, 4, 3, 1, 0.5, 0.2]).astype(np.float32)
+    model = ml_task.Pca(x, 2, random)
+    for _ in range(200):
+        model.step(x, np.zeros(len(x), np.int64))
+    _, exact = model.loss_and_accuracy(x, np.zeros(len(x), np.int64))
+    variances = np.linalg.eigvalsh(np.cov(x.T))
+    assert exact == pytest.approx(variances[-2:].sum() / variances.sum(), abs=1e-3)
+
+
+@pytest.mark.parametrize("model", ["mlp", "softmax"])
+def test_slopes_are_those_of_the_loss(model: str) -> None:
+    """Against the slope measured by central differences."""
+    random = np.random.default_rng(0)
+    made: Any = ml_task.Network(3, 4, 3, 0.1, random) if model == "mlp" else ml_task.Softmax(3, 3, 0.1)
+    made.weights = [weight.astype(np.float64) + random.standard_normal(weight.shape) for weight in made.weights]
     x, y = random.standard_normal((5, 3)), random.integers(0, 3, 5)
-    slopes = {}
-    for name in ("w1", "b1", "w2", "b2"):
-        weights = getattr(network, name)
-        slope = slopes[name] = np.zeros_like(weights)
+    for weights, slope in zip(made.weights, made.slopes(x, y), strict=True):
         for at in np.ndindex(weights.shape):
             before = weights[at]
             losses = []
             for shift in (1e-5, -1e-5):
                 weights[at] = before + shift
-                losses.append(network.loss_and_accuracy(x, y)[0])
+                losses.append(made.loss_and_accuracy(x, y)[0])
             weights[at] = before
-            slope[at] = (losses[0] - losses[1]) / 2e-5
-    old = {name: getattr(network, name).copy() for name in slopes}
-    network.step(x, y, 1e-3)
-    for name, slope in slopes.items():
-        np.testing.assert_allclose((old[name] - getattr(network, name)) / 1e-3, slope, atol=1e-6)
+            assert slope[at] == pytest.approx((losses[0] - losses[1]) / 2e-5, abs=1e-6)
+
+
+def test_progress_is_told_in_the_file_that_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "progress"
+    done = run("--duration_ms", "1000", PYSCHED_PROGRESS=str(path))
+    assert done.returncode == 0
+    told = json.loads(path.read_text())
+    assert 0 < told["fraction"] <= 1
+    assert told["epochs"] >= 1
+    assert os.listdir(tmp_path) == ["progress"]
 
 
 def test_params_come_from_the_environment_and_flags_win(tmp_path: Path) -> None:
@@ -114,6 +158,8 @@ def test_params_come_from_the_environment_and_flags_win(tmp_path: Path) -> None:
         ([], '{"sampels": 9}', "sampels: no such parameter; did you mean samples?"),
         ([], '{"mode": "sleep"}', "mode: 'sleep'; it should be train or infer"),
         ([], '{"epochs": true}', "epochs: True"),
+        ([], '{"model": "svm"}', "model: 'svm'; it should be mlp or softmax or kmeans or pca"),
+        (["--data", "cats"], "", "--data"),
         ([], '{"learning_rate": 1e999}', "learning_rate: inf"),
         ([], '{"samples": 10000000, "features": 100000}', "samples × features"),
         ([], "{", "PYSCHED_PARAMS is not JSON"),

@@ -68,8 +68,8 @@ FROM changed;
 -- name: written_before
 -- Of ends that `finish` found not to be the caller's: those that the caller wrote itself, in a call whose answer was lost.
 -- By token alone that could be a sweep's verdict; nobody but the caller ends an attempt at its microsecond.
-SELECT t.id, t.name, t.type, t.priority, t.state, t.reason, t.exit_code, t.signal, t.attempts, t.node, t.submitted_at,
-    t.started_at, t.finished_at, t.run_ms, t.result, t.stdout, t.stderr, a.attempt, a.token
+SELECT t.id, t.name, t.type, t.priority, t.state, t.reason, t.exit_code, t.signal, t.attempts, t.node::text,
+    t.submitted_at, t.started_at, t.finished_at, t.run_ms, t.result, t.stdout, t.stderr, a.attempt, a.token
 FROM unnest(
     %(ids)s::text[], %(attempts)s::integer[], %(tokens)s::bigint[], %(attempt_states)s::text[], %(ends)s::timestamptz[]
 ) AS e (id, attempt, token, attempt_state, finished_at)

@@ -1,0 +1,205 @@
+"""The zygote: a small process that has imported what ML jobs need, and is forked for each of them.
+
+    zygote.py STATUS SOCKET,SOCKET,… TABLE PROBLEM MODULE…
+
+The node starts it with inherited descriptors.  STATUS is a pipe that gets a line of JSON, `{"ready": …, "problem": …}`,
+when the zygote is ready, and when it begins anew; the SOCKETs, one a lane, bring requests (the conversation is drawn in
+`csrc/zygote.pyx`).  TABLE is the file of running attempts (`csrc/attempt_table.pyx`), or empty.  A PROBLEM that is not
+empty says why nothing may be imported: the zygote before died of it.
+
+    importing ──► ready ──request──► fork ──► job: environment, entrypoint or simulation, exit
+        ▲           │  ◄──────────────┘
+        └── exec ───┘  a file of what is imported has changed, or the import failed a second ago
+
+It has one thread, so a fork leaves nothing half done: what starts threads when it is imported is a problem.  A job
+whose zygote has a problem says so and exits with 2.  exec keeps pid and sockets: requests wait in them meanwhile.
+It ends when the node closes the sockets, which the kernel does if the node dies.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+
+if sys.path and sys.path[0] == os.path.dirname(os.path.abspath(__file__)):
+    del sys.path[0]  # run by path: our own programs are no top-level modules of the user's
+
+# Threads that a library starts when it is imported would not survive the fork: each job is told its own number.
+for _variable in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "BLIS_NUM_THREADS"):
+    os.environ[_variable] = "1"
+
+import atexit  # noqa: E402
+import gc  # noqa: E402
+import importlib  # noqa: E402
+import json  # noqa: E402
+import random  # noqa: E402, F401 - reseeds itself after a fork
+import signal  # noqa: E402
+import threading  # noqa: E402
+import time  # noqa: E402
+import traceback  # noqa: E402
+from collections.abc import Sequence  # noqa: E402
+from typing import NoReturn  # noqa: E402
+
+from pysched.ml import _sibling, entrypoint  # noqa: E402
+
+_LOOK_S = 0.05  # between two looks at the files of the imported modules, some 0.3 ms each
+_RETRY_S = 1.0  # before a failed import is tried again
+
+Job = tuple[tuple[bytes, ...], tuple[bytes, ...]]
+
+
+class Sources:
+    """The files of what is imported."""
+
+    def __init__(self) -> None:
+        files = {getattr(module, "__file__", None) for module in list(sys.modules.values())}
+        self._state = {file: _state(file) for file in files if isinstance(file, str)}
+        self._looked = time.monotonic()
+
+    def changed(self) -> bool:
+        now = time.monotonic()
+        if now - self._looked < _LOOK_S:
+            return False
+        self._looked = now
+        return any(_state(file) != state for file, state in self._state.items())
+
+
+def _state(file: str) -> tuple[int, int] | None:
+    try:
+        status = os.stat(file)
+    except OSError:
+        return None
+    return status.st_mtime_ns, status.st_size
+
+
+def preload(modules: Sequence[str]) -> str | None:
+    """Import `modules`; what is wrong with one of them, or None."""
+    for module in modules:
+        try:
+            importlib.import_module(module)
+        except BaseException as error:  # SystemExit, too: the module decides nothing here
+            said = " ".join("".join(traceback.format_exception_only(type(error), error)).split())
+            return f"preload: {module!r} cannot be imported: {said}"
+        threads = len(os.listdir("/proc/self/task"))
+        if threads > 1:
+            return (
+                f"preload: {module!r} leaves {threads - 1} threads running, and a process with threads cannot be "
+                "forked; leave it out of the setting `preload`"
+            )
+    if "numpy" in sys.modules:
+        importlib.import_module("pysched.ml.ml_task")
+    return None
+
+
+def serve(
+    status: int, sockets: Sequence[int], table: int, problem: str, modules: Sequence[str]
+) -> tuple[Job, str | None]:
+    """Fork on request; returns in each job, with its request and what is wrong with the zygote."""
+    found = problem or preload(modules)
+    if not _sibling.available():
+        raise RuntimeError("this thread cannot be forked; the node should have known")
+    sources, failed = Sources(), time.monotonic()
+    gc.collect()
+    gc.freeze()  # no job shall write to the pages of what is imported, as a collection would
+    gc.disable()
+    _tell(status, ready=True, problem=found)
+    while True:
+        for socket in _sibling.wait(sockets):
+            if sources.changed() or (found and not problem and time.monotonic() - failed > _RETRY_S):
+                _tell(status, ready=False, problem=None)
+                os.execv(sys.executable, sys.orig_argv)  # noqa: S606 - no shell is wanted
+            try:
+                job = _sibling.fork(socket, table)
+            except EOFError:
+                os._exit(0)
+            if job is not None:
+                return job, found
+
+
+def _tell(status: int, *, ready: bool, problem: str | None) -> None:
+    os.write(status, json.dumps({"ready": ready, "problem": problem}).encode() + b"\n")
+
+
+def run(job: Job, problem: str | None) -> NoReturn:
+    """Be the job, and end as a Python program does."""
+    gc.enable()
+    words, entries = job
+    _adopt(dict(os.fsdecode(entry).split("=", 1) for entry in entries))
+    try:
+        code = _call([os.fsdecode(word) for word in words], problem)
+    except SystemExit as end:
+        code = _exit_code(end.code)
+    except KeyboardInterrupt:
+        _leave(None)
+    except BaseException as error:
+        traceback.print_exception(type(error), error, error.__traceback__)
+        code = 1
+    _leave(code)
+
+
+def _adopt(environment: dict[str, str]) -> None:
+    """Make it ours; most of it is the zygote's already."""
+    current = dict(os.environ)
+    for name in current.keys() - environment.keys():
+        del os.environ[name]
+    for name, value in environment.items():
+        if current.get(name) != value:
+            os.environ[name] = value
+
+
+def _call(words: Sequence[str], problem: str | None) -> int:
+    if problem is not None:
+        return entrypoint.refuse(problem)
+    _reseed()
+    kind, *arguments = words
+    if kind == "entrypoint":
+        return entrypoint.main(arguments)
+    task = importlib.import_module("pysched.ml.ml_task")
+    return int(task.main(arguments, started=time.monotonic()))
+
+
+def _reseed() -> None:
+    """Generators that came with the fork would give every job the same numbers."""
+    if "numpy.random" in sys.modules:
+        sys.modules["numpy.random"].seed()
+    if "torch" in sys.modules:
+        sys.modules["torch"].seed()
+
+
+def _exit_code(code: object) -> int:
+    if code is None:
+        return 0
+    if isinstance(code, int):
+        return code & 0xFF
+    print(code, file=sys.stderr)
+    return 1
+
+
+def _leave(code: int | None) -> NoReturn:
+    """Wait for threads, call what waits for the exit, write what is buffered; None: die of SIGINT.
+
+    What an interpreter does beyond that is to free memory, which for a child of a fork means to copy it first."""
+    threading._shutdown()  # type: ignore[attr-defined]
+    atexit._run_exitfuncs()
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except (OSError, ValueError, AttributeError):  # the job may have closed it, or put None there
+            code = code or 120  # as CPython
+    if code is None:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+        os.kill(os.getpid(), signal.SIGINT)
+    os._exit(1 if code is None else code)
+
+
+def main(arguments: Sequence[str]) -> NoReturn:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # ^C is for the node, in whose process group we are
+    status, sockets, path, problem, *modules = arguments
+    table = os.open(path, os.O_RDWR | os.O_CLOEXEC) if path else -1
+    job, found = serve(int(status), [int(socket) for socket in sockets.split(",")], table, problem, modules)
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    run(job, found)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
