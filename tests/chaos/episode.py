@@ -78,10 +78,15 @@ def run(seed: int, kills: int, *, tasks: int | None = None) -> Report:
         clients.start()
         _inject(world, schedule, report, clients)
         judge(world, clients, report)
-    if not report.kills and not report.others:
-        report.violations.append(Violation("no fault", "-", "not one fault had an effect: this run proved nothing"))
+    require_faults(report)
     report.seconds = time.monotonic() - began
     return report
+
+
+def require_faults(report: Report) -> None:
+    """A run in which nothing went wrong is no proof."""
+    if not report.kills and not report.others:
+        report.violations.append(Violation("no fault", "-", "not one fault had an effect: this run proved nothing"))
 
 
 def judge(world: World, clients: Clients, report: Report, *, settle_s: float = SETTLE_S) -> History:
