@@ -202,6 +202,6 @@ def collect(world: World, clients: Clients, *, settled: bool) -> History:
         told = [line.strip() for line in service.messages.splitlines() if any(sign in line for sign in _DEFECTS)]
         history.defects += [f"{service.name}: {line}" for line in told]
     if settled:
-        history.leftovers = [f"{pid}: {processes.command(pid).decode(errors='replace')}" for pid in world.leftovers()]
+        history.leftovers = [processes.describe(pid) for pid in world.leftovers()]
         history.leftovers += [str(path) for node in world.nodes for path in node.completed.glob(".*.done.tmp")]
     return history
