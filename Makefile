@@ -30,7 +30,7 @@ SANITIZERS := thread address
 NATIVE_TESTS ?= tests/native \
 	$(addprefix tests/unit/test_,ready_queue.py ageing.py histogram.py executor.py executor_future.py executor_process.py)
 
-.PHONY: run test check fuzz-http bench bench-cli bench-http bench-queue bench-peers bench-server bench-ten-thousand chaos sanitize $(SANITIZERS:%=sanitize-%) coverage clean FORCE
+.PHONY: run test check fuzz-http bench bench-durable bench-cli bench-http bench-queue bench-peers bench-server bench-ten-thousand chaos sanitize $(SANITIZERS:%=sanitize-%) coverage clean FORCE
 .DELETE_ON_ERROR:
 
 run: $(INSTALLED)
@@ -54,6 +54,17 @@ bench-peers: $(VENV)/.editable
 # Each client command as a whole process.
 bench-cli: $(VENV)/.editable
 	$(BIN)/python -m benchmarks.command_line $(BENCH)
+
+# The store and the durable path against graphile-worker (npm), Celery (PyPI, with Debian's redis-server) and C.
+bench-durable: $(VENV)/.editable
+	test -x build/durable/bin/python || $(PYTHON) -m venv build/durable
+	build/durable/bin/python -m pip install --quiet --disable-pip-version-check 'celery[redis]'
+	test -d build/durable/node_modules/graphile-worker || npm install --silent --prefix build/durable graphile-worker
+	$(BIN)/python -m benchmarks.durable.noop --peers $(CURDIR)/build/durable $(BENCH)
+	$(BIN)/python -m benchmarks.durable.processes
+	$(BIN)/python -m benchmarks.durable.files
+	$(BIN)/python -m benchmarks.durable.dependencies
+	$(BIN)/python -m benchmarks.store_scale
 
 bench-ten-thousand: $(VENV)/.editable
 	$(BIN)/python -m benchmarks.ten_thousand $(BENCH)
@@ -98,9 +109,12 @@ check: $(VENV)/.editable
 	  $(BIN)/python -S $(BIN)/lint-imports --config $(CURDIR)/pyproject.toml --no-cache
 	$(BIN)/cython-lint csrc
 
-# At least 200 kills, and what else can go wrong between node, disk and database; some ten minutes.
+# At least 200 kills, and what else can go wrong between node, disk and database; some ten minutes.  Then each system
+# call of a node as its last one (with strace), and 20,000 tasks on three nodes.
 chaos: $(VENV)/.editable
 	$(BIN)/python -m tests.chaos --kills 200 --minutes 12 $(CHAOS)
+	$(BIN)/python -m tests.chaos.syscalls
+	$(BIN)/python -m tests.chaos.three_nodes
 
 # The core in builds of its own, each in an environment of its own that finds the dependencies in $(VENV): the finder of
 # an editable install would bring back the ordinary core, here and in the children of tests.

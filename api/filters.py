@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import uuid
 from typing import Annotated, Literal
 
@@ -12,14 +13,23 @@ from pysched.errors import Problem, TaskError
 from pysched.model import ID_PATTERN, Priority, State, TaskType
 from pysched.selection import EVERYTHING, Selection
 
+_DATE = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}[Tt ]")
 TEXT_PATTERN = r"^[^\u0000]+$"  # PostgreSQL holds no NUL
+
+
+def _rfc3339(value: object) -> object:
+    """Not what else pydantic takes for a time, as seconds since the epoch."""
+    if isinstance(value, str) and not _DATE.match(value):
+        raise ValueError(f"{value!r} is no time; write it as 2026-11-24T10:00:00Z")
+    return value
+
 
 PriorityName = Annotated[
     Literal["HIGH", "MED", "LOW"], BeforeValidator(lambda value: value.upper() if isinstance(value, str) else value)
 ]
 Text = Annotated[str | None, Query(min_length=1, max_length=200, pattern=TEXT_PATTERN)]
 Tag = Annotated[str, Query(min_length=1, max_length=200, pattern=TEXT_PATTERN)]
-Time = Annotated[AwareDatetime | None, Query()]
+Time = Annotated[Annotated[AwareDatetime, BeforeValidator(_rfc3339)] | None, Query()]
 
 
 async def _selection(

@@ -5,14 +5,23 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+import structlog
 from fastapi import APIRouter, Request, Response
 from fastapi.responses import PlainTextResponse
 
 from pysched.api.context import Context, Shared
 from pysched.api.schema import Health, QueueState, Stats, json_response, refusals
 from pysched.api.scopes import Scope, needs
-from pysched.errors import StoreError
+from pysched.errors import DatabaseDown, DatabaseReadOnly, StoreError
 
+_ILLS = {DatabaseReadOnly: "read-only", DatabaseDown: "down", StoreError: "unreachable"}
+_PROBLEMS = {
+    "read-only": "PostgreSQL takes no writes: it is a standby, or default_transaction_read_only is on",
+    "down": "PostgreSQL refuses connections: it is not running, or is starting or stopping",
+    "unreachable": "PostgreSQL does not answer in time, or lets nobody in",
+}
+
+_log = structlog.get_logger("health")
 router = APIRouter(tags=["operations"])
 
 _ADMIN = [needs(Scope.ADMIN)]
@@ -70,14 +79,18 @@ def resume(shared: Shared) -> Response:
     responses={503: {"model": Health, "description": "Work cannot be accepted now"}},
 )
 def health(request: Request, shared: Shared) -> Response:
-    """200 while work can be accepted, else 503.  Without a token `status` is all that is said."""
+    """200 while work can be accepted, else 503, within seconds.  Without a token `status` is all that is said."""
+    known: dict[str, object] = {}
     try:
         shared.store.ping()
-        known = _figures(shared) if request.state.scope is not None else {}
         database = "ok"
-    except StoreError:
-        known = {}
-        database = "unreachable"
+        if request.state.scope is not None:
+            known = _figures(shared)
+    except StoreError as error:
+        # The store's own words may name hosts and users: they are for the log.
+        _log.warning("the database is not well", error=str(error))
+        database = next(word for kind, word in _ILLS.items() if isinstance(error, kind))
+        known = {"problem": _PROBLEMS[database]}
     status = "ok" if database == "ok" else "unavailable"
     answer: dict[str, object] = {"status": status}
     if request.state.scope is not None:

@@ -22,6 +22,7 @@ from starlette.exceptions import HTTPException
 
 from pysched.errors import (
     ConflictError,
+    DatabaseReadOnly,
     DatabaseUnreachable,
     InputError,
     NotFoundError,
@@ -111,6 +112,9 @@ def of_error(error: PyschedError) -> Response:
             # The store's own words may name hosts and users: they are for the log.
             _log.warning("database unreachable", error=str(error))
             return problem(503, "the database does not answer; nothing was changed by this server, try again")
+        case DatabaseReadOnly():
+            _log.warning("database read-only", error=str(error))
+            return problem(503, "the database takes no writes now; nothing was changed, try again")
         case StoreError():
             _log.error("store failed", error=str(error))
             return problem(503, "the store could not do it; try again, and see the server's log")

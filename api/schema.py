@@ -217,7 +217,11 @@ class Health(BaseModel):
 
     status: Literal["ok", "unavailable"]
     version: str | None = None
-    database: Literal["ok", "unreachable"] | None = None
+    database: Annotated[
+        Literal["ok", "down", "unreachable", "read-only"] | None,
+        Field(description="down: it says itself that it serves nobody; read-only: it takes no tasks"),
+    ] = None
+    problem: Annotated[str | None, Field(description="what is wrong with the database")] = None
     nodes: Annotated[int | None, Field(description="that are alive")] = None
     queue_files: Annotated[int | None, Field(description=".task files waiting in this machine's queue folder")] = None
     completed_files: Annotated[int | None, Field(description=".done files in this machine's completed folder")] = None

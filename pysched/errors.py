@@ -13,10 +13,15 @@
     │   └── Unauthorized             … because the token is missing or wrong                  1
     ├── StoreError                   the store cannot do it                                   1
     │   ├── DatabaseUnreachable      … because PostgreSQL does not answer                     1
+    │   │   └── DatabaseDown         … and says so: nobody listens, or it starts or stops     1
+    │   ├── DatabaseReadOnly         … because PostgreSQL takes no writes now                 1
     │   └── EmbeddedError            … because the embedded server cannot run                 1
     └── NodeError                    a node cannot start or go on                             1
         ├── HomeInUse                another process owns the home folder                     1
+        ├── NodeSuperseded           a newer pysched has changed the database                69
         └── NodeDefect               a node ended by a mistake of pysched                    70
+
+The latter two codes are for the guard of a node, which itself ends with 1.
 
 A message says what is wrong, where, and what would be right, in one line.
 """
@@ -109,6 +114,14 @@ class DatabaseUnreachable(StoreError):
     """PostgreSQL does not answer."""
 
 
+class DatabaseDown(DatabaseUnreachable):
+    """PostgreSQL is down: nobody listens at its address, or it is starting or stopping."""
+
+
+class DatabaseReadOnly(StoreError):
+    """PostgreSQL takes no writes: it is a standby, or was set so."""
+
+
 class EmbeddedError(StoreError):
     """The embedded PostgreSQL server cannot run."""
 
@@ -119,6 +132,12 @@ class NodeError(PyschedError):
 
 class HomeInUse(NodeError):
     """Another process owns the home folder."""
+
+
+class NodeSuperseded(NodeError):
+    """A newer pysched has changed the database: to start this one again is of no use."""
+
+    exit_code = 69
 
 
 class NodeDefect(NodeError):

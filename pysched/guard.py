@@ -39,9 +39,9 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from pysched._core import AttemptTable
-from pysched.errors import NodeDefect, NodeError
+from pysched.errors import NodeDefect, NodeError, NodeSuperseded
 from pysched.home import Home
-from pysched.supervisor import QUICK_DEATHS, SCHEDULER, Child
+from pysched.supervisor import BACKOFF_S, QUICK_DEATHS, SCHEDULER, Child
 
 HANDED_OVER = 75  # exit code of a node whose jobs wait for the next one
 
@@ -180,6 +180,7 @@ class Guard:
             self._reload_ends = math.inf
         if not others and not self._node_told:
             self._node_told = True
+            self._reload_ends = math.inf  # it may have results to commit
             self._node.tell(RELOAD)
         if not self._living():
             self._exec()
@@ -232,11 +233,11 @@ class Guard:
         if self._code is not None or (code == HANDED_OVER and self._reloading):
             return
         if self._stops and (code >= 0 or self._node.deaths >= QUICK_DEATHS or not self._holds_jobs()):
-            self._code = 0 if code == -signal.SIGTERM else abs(code)
+            self._code = 0 if code == -signal.SIGTERM else _public(code)
         elif code == 0 and len(self._children) == 1:
             self._code = 0  # somebody else told it to stop
-        elif code > 0 and not self._state.served:
-            self._code = code  # it has said why
+        elif code == NodeSuperseded.exit_code or (code > 0 and not self._state.served):
+            self._code = _public(code)  # it has said why
             for child in self._children:
                 child.tell(signal.SIGTERM)
         elif not self._state.served and self._node.deaths >= QUICK_DEATHS:
@@ -273,14 +274,19 @@ class Guard:
                 self._start(child)
 
     def _start(self, child: Child) -> None:
-        now = time.monotonic()
-        if child is not self._node:
-            child.start(now)
-            return
-        state = self._state
-        link = Link(bytes.fromhex(state.token), state.bell, state.ready, state.crashed_ns)
-        self._oom_kills = _oom_kills()
-        child.start(now, options=["--guard", str(link)], inherited=[state.bell, state.ready])
+        now, state = time.monotonic(), self._state
+        options, inherited = [], []
+        if child is self._node:
+            link = Link(bytes.fromhex(state.token), state.bell, state.ready, state.crashed_ns)
+            options, inherited = ["--guard", str(link)], [state.bell, state.ready]
+            self._oom_kills = _oom_kills()
+        try:
+            child.start(now, options=options, inherited=inherited)
+        except OSError as error:  # the machine is short of processes or memory
+            if not state.served:
+                raise
+            child.restart_at = now + BACKOFF_S[0] * 10
+            _log("a process cannot be started, trying again", process=child.name, error=str(error))
 
     def _exec(self) -> None:
         """Become the code that is installed now.  If that cannot be run, go on with this one."""
@@ -326,6 +332,11 @@ class Guard:
                 child.process.wait()
 
 
+def _public(code: int) -> int:
+    """The exit code that a node's means to those outside."""
+    return 1 if code < 0 or code in {NodeSuperseded.exit_code, NodeDefect.exit_code, HANDED_OVER} else code
+
+
 def _fail_for_good(child: Child, code: int) -> None:
     raise NodeError(
         f"scheduler {child.name} ended {child.deaths} times in a row, last with {code}; see its messages above"
@@ -333,7 +344,7 @@ def _fail_for_good(child: Child, code: int) -> None:
 
 
 def _log_restart(child: Child, code: int) -> None:
-    _log("a process ended, starting it again", process=child.name, code=code, in_s=child.backoff_s())
+    _log("a process ended, starting it again", process=child.name, code=code, in_s=child.backoff_s(code))
 
 
 def _log(event: str, **facts: Any) -> None:

@@ -6,9 +6,11 @@ Threads, and what each owns::
     listener    notifications                 ─ hints ─►   dispatcher
     dispatcher  claims                        ─ submit ─►  core (lanes: native threads, the running processes)
     reaper      events of the core            ─ put ─►     recorder
-    recorder    outcomes not yet in the store ─ put ─►     deliverer
+    recorder    outcomes not yet in the store, spool ─ put ─► deliverer
     deliverer   records without `.done`
-    heartbeat   the lease; sweeps what other nodes abandoned
+    heartbeat   the lease; ends nodes that let theirs run out
+    fence       ends all jobs when the lease could not be renewed
+    sweeper     attempts of nodes that are gone
     profiler    profiler.csv
     publisher   what was measured             ─ now and then ─► store
     zygote      the process from which ML jobs are forked
@@ -30,17 +32,19 @@ import structlog
 
 import pysched
 from pysched import _core, latencies
-from pysched.engine import heartbeat, reaper, recovery
+from pysched.engine import reaper, recovery
 from pysched.engine.adoption import Adopter
 from pysched.engine.attempts import Attempts
 from pysched.engine.disks import Disks
 from pysched.engine.dispatcher import Dispatcher
 from pysched.engine.heartbeat import Heartbeat
+from pysched.engine.lease import LEASE_S
 from pysched.engine.listener import Listener
 from pysched.engine.publisher import Publisher
 from pysched.engine.reaper import Reaper
+from pysched.engine.sweeper import Sweeper
 from pysched.engine.upkeep import Upkeep
-from pysched.errors import NodeDefect, NodeError, PyschedError, StoreError
+from pysched.errors import NodeDefect, NodeError, NodeSuperseded, PyschedError, StoreError
 from pysched.executors.files import LogFolder, take_result
 from pysched.executors.launch import Launcher, inherited
 from pysched.executors.zygote import Zygote
@@ -52,6 +56,7 @@ from pysched.model import Acceptance, AttemptKey, Claim, NodeInfo, Outcome, Prio
 from pysched.profiler import End, Ended, Profiler, Sample
 from pysched.recorder.done import CompletedFolder
 from pysched.recorder.recorder import Deliverer, Recorder
+from pysched.recorder.spool import Spool
 from pysched.settings import Settings
 from pysched.store.embedded import EmbeddedServer
 from pysched.store.store import Store
@@ -159,13 +164,19 @@ class Node:
             guard_bell=self._guard.bell,
         )
         self._zygote = self._make_zygote() if warm else None
-        disks = Disks([self._home.path, completed.path])
+        self._disks = Disks([self._home.path, completed.path])
+        spool = Spool(self._home.path / "spool")
+        try:
+            spool.prepare()
+        except OSError as error:
+            raise NodeError(f"home {self._home.path}: spool: {error.strerror}; choose another with --home") from None
         self._deliverer = Deliverer(
             write=completed.write,
             undelivered=lambda limit: store.undelivered(home_id, limit),
             delivered=store.delivered,
         )
         self._recorder = Recorder(
+            spool,
             start=store.start,
             finish=lambda outcomes: self._finish(store, outcomes),
             deliver=self._deliverer.put,
@@ -181,7 +192,9 @@ class Node:
             prepare=launcher.prepare,
             unstartable=self._unstartable,
             ageing_s=settings.ageing_s,
-            full=lambda: str(completed.path) if self._deliverer.out_of_space else disks.full(),
+            hold=self._why_not_claim,
+            fenced=lambda: self._heartbeat.fenced,
+            reconcile=lambda: self._reconcile(store),
         )
         self._reaper = Reaper(
             self._core,
@@ -210,10 +223,17 @@ class Node:
             else None,
             logs=self._home.logs,
         )
+        self._sweeper = Sweeper(upkeep.round)
         self._heartbeat = Heartbeat(
-            renew=lambda: store.renew(self._incarnation, heartbeat.LEASE_S, running=self._core.running),
-            sweep=upkeep.round,
-            lost=self._lease_lost,
+            renew=lambda: store.renew(self._incarnation, LEASE_S, running=self._core.running),
+            revive=lambda: store.revive(self._info, LEASE_S),
+            judge=store.end_expired,
+            judged=self._sweeper.wake,
+            fence=self._fence,
+            idle=lambda: not self._attempts,
+            doubted=lambda: store.be_brief(True),
+            resumed=lambda: self._resume(store),
+            trusts=lambda alone: _trusts_a_refusal(settings, alone=alone, on_a_socket=store.is_on_a_socket),
         )
         self._listener = Listener(
             store.notifications,
@@ -243,14 +263,17 @@ class Node:
 
     def _start(self, store: Store) -> None:
         self._submitted_before = store.submitted()
-        store.register(self._info, heartbeat.LEASE_S)
+        self._recorder.replay()
+        registered = self._heartbeat.now()
+        store.register(self._info, LEASE_S)
+        self._heartbeat.start(registered=registered)
         self._adopt(store)
         store.take_over(self._info.home, self._incarnation)
         while self._recover(store):
             pass
         if self._zygote is not None:
             self._zygote.start()
-        for stage in (self._deliverer, self._recorder, self._reaper, self._heartbeat, self._dispatcher, self._listener):
+        for stage in (self._deliverer, self._recorder, self._reaper, self._sweeper, self._dispatcher, self._listener):
             stage.start()
         self._profiler.start()
         self._publisher.start()
@@ -283,6 +306,7 @@ class Node:
         self._reaper.stop()
         self._recorder.stop()
         self._deliverer.stop()
+        self._sweeper.stop()
         self._heartbeat.stop()
         self._profiler.stop()
         self._publisher.stop()
@@ -297,6 +321,7 @@ class Node:
         self._listener.stop()
         self._dispatcher.stop()
         self._core.withdraw_all()
+        self._sweeper.stop()
         self._stop_zygote()  # what it has not forked yet has never run
         left = self._core.running
         self._core.close()
@@ -305,6 +330,7 @@ class Node:
         self._deliverer.stop()
         self._heartbeat.stop()
         self._profiler.stop()
+        self._publisher.stop()
         self._log.info("handed over", running=left)
 
     def _await_jobs(self) -> None:
@@ -341,7 +367,7 @@ class Node:
     def _recorded(self, outcomes: Sequence[Outcome]) -> None:
         """Outcomes are durable: pass news on to whoever acts on it."""
         delays = [outcome.delay_s for outcome in outcomes if outcome.next_state is State.SCHEDULED]
-        if delays:
+        if delays and not self._leaving:  # then the core is closed, and the next incarnation looks by itself
             self._dispatcher.due_in(min(delays))
         self._profiler.observe_many([_ended(outcome) for outcome in outcomes if not outcome.void])
 
@@ -395,14 +421,40 @@ class Node:
         for handle in handles:
             self._core.kill(handle, grace_s, cause)
 
-    def _lease_lost(self) -> None:
-        """Others may already run our attempts: end them all; the store drops their results by the fence."""
-        self._fail(NodeError("the lease is lost: another node has taken over; start the node again"))
-
     def _supersede(self, why: str) -> None:
         """Running jobs end first; then `run` raises."""
-        self._failure = self._failure or NodeError(why)
+        self._failure = self._failure or NodeSuperseded(why)
         self._wanted.set()
+
+    def _why_not_claim(self) -> str | None:
+        if not self._heartbeat.sure:
+            return "the lease is not renewed"
+        if self._recorder.full:
+            return "the spool is full, or its disk fails"
+        place = str(self._settings.completed_folder) if self._deliverer.out_of_space else self._disks.full()
+        return None if place is None else f"out of disk space: {place}"
+
+    def _fence(self) -> None:
+        """Others may run our attempts soon, or do already: end them all; the store drops their results by the fence."""
+        if not self._leaving:  # then they are the next incarnation's
+            self._core.withdraw_all()
+            self._kill(self._attempts.handles(), 0.0, _core.CAUSE_SHUTDOWN)
+
+    def _resume(self, store: Store) -> None:
+        """The store answers again."""
+        store.be_brief(False)
+        self._recorder.hurry()
+        self._dispatcher.resume()
+        self._sweeper.wake()
+
+    def _reconcile(self, store: Store) -> None:
+        """Hand back what the store has given us in an answer that never came."""
+        known = self._attempts.keys()
+        known |= self._recorder.pending()  # after: an attempt goes from there to here
+        unknown = [key for key in store.unstarted(self._incarnation) if key not in known]
+        if unknown:
+            self._log.info("handing back claims whose answer was lost", attempts=len(unknown))
+            self._recorder.put([], [reaper.withdrawn(key) for key in unknown])
 
     def _sample(self, store: Store) -> Sample:
         depths = store.depths()
@@ -447,6 +499,13 @@ def database(settings: Settings, *, keep: Callable[[], bool] = lambda: False) ->
     else:
         with EmbeddedServer(settings.home).running(keep=keep) as url:
             yield url
+
+
+def _trusts_a_refusal(settings: Settings, *, alone: bool, on_a_socket: bool) -> bool:
+    """Whether a server that refuses us is down for all other nodes as well; `ARCHITECTURE.md` argues this."""
+    if settings.on_outage == "auto":
+        return on_a_socket or alone
+    return settings.on_outage == "keep"
 
 
 def _ended(outcome: Outcome) -> Ended:

@@ -66,6 +66,11 @@ class Settings(BaseSettings):
         None,
         description="seconds a stopping node waits for running jobs before it hands them back; for ever by default",
     )
+    on_outage: Literal["auto", "keep", "kill"] = Field(
+        "auto",
+        description="running jobs, while the database says for longer than a lease that it is down: kept, killed, or "
+        "(auto) kept where no other node can take them meanwhile",
+    )
 
     host: str = Field("127.0.0.1", description="address the API listens on")
     port: Annotated[int, Field(ge=0, le=65_535)] = Field(

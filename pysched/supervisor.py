@@ -15,6 +15,7 @@ from pathlib import Path
 SCHEDULER = (sys.executable, str(Path(__file__).parent / "cli" / "__main__.py"))
 
 BACKOFF_S = (0.1, 30.0)  # the first one short: a lease of 10 s runs on
+PATIENCE_S = 3.0  # longest back-off of one that ended with an error: what it lacks, a database, may be back soon
 STABLE_S = 60.0  # a child that lived this long has earned the shortest back-off again
 QUICK_DEATHS = 5  # in a row, each before `STABLE_S`: something is wrong that a restart does not mend
 
@@ -51,11 +52,11 @@ class Child:
         code: int = self.process.returncode
         self.process = None
         self.deaths = 1 if now - self.started > STABLE_S else self.deaths + 1
-        self.restart_at = now + self.backoff_s()
+        self.restart_at = now + self.backoff_s(code)
         return code
 
-    def backoff_s(self) -> float:
-        return min(BACKOFF_S[0] * 2.0 ** (self.deaths - 1), BACKOFF_S[1])
+    def backoff_s(self, code: int) -> float:
+        return min(BACKOFF_S[0] * 2.0 ** min(self.deaths - 1, 20), PATIENCE_S if code > 0 else BACKOFF_S[1])
 
     def tell(self, number: signal.Signals) -> None:
         if self.process is not None:

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import difflib
 import json
-from collections.abc import Mapping
+import re
+from collections.abc import Iterator, Mapping
 from typing import Annotated, Any, cast
 
 from pydantic import (
@@ -169,6 +170,10 @@ class Task(BaseModel):
 
 FIELDS = tuple(Task.model_fields)
 _ONE = TypeAdapter(Task)
+_DECODER = json.JSONDecoder()
+_NO_SPACE = re.compile(r"[^ \t\r\n]")
+_PIECE_CHARS = 256 * 1024  # of an array that is read at once …
+_PIECE_TASKS = 500  # … and what a longer one is cut into
 _MANY = TypeAdapter(Annotated[list[Task], Field(max_length=BATCH_TASKS)])
 
 
@@ -183,7 +188,17 @@ def parse_task(data: str | bytes | Mapping[str, object]) -> Task:
 
 
 def parse_tasks(data: str | bytes) -> list[Task]:
-    """A JSON array of tasks; raises `TaskError` whose `index` is the first bad task's position."""
+    """A JSON array of tasks; raises `TaskError` whose `index` is the first bad task's position.
+
+    A long one is read in pieces, between which other threads run: the parser does not let them while it works.
+    """
+    tasks: list[Task] = []
+    for piece in _pieces(data):
+        tasks += _parse_piece(piece, len(tasks))
+    return tasks
+
+
+def _parse_piece(data: str | bytes, offset: int) -> list[Task]:
     try:
         return _MANY.validate_json(data)
     except ValidationError as error:
@@ -193,7 +208,49 @@ def parse_tasks(data: str | bytes) -> list[Task]:
             raise TaskError(*problems(details)) from None
         index = int(first[0])
         own = [{**detail, "loc": detail["loc"][1:]} for detail in details if detail["loc"][:1] == (index,)]
-        raise TaskError(*problems(own), index=index) from None
+        raise TaskError(*problems(own), index=offset + index) from None
+
+
+def _pieces(data: str | bytes) -> Iterator[str | bytes]:
+    """Arrays of some of the array's elements each, in order; what is no array comes whole, to be refused."""
+    if len(data) < _PIECE_CHARS:
+        yield data
+        return
+    try:
+        text = data if isinstance(data, str) else data.decode()
+        ends = _ends(text)
+    except (ValueError, RecursionError):
+        yield data
+        return
+    if len(ends) > BATCH_TASKS:
+        raise TaskError(Problem("", f"a batch holds at most {BATCH_TASKS} tasks; send the rest in another"))
+    start = text.index("[") + 1
+    for end in ends[_PIECE_TASKS - 1 : -1 : _PIECE_TASKS]:
+        yield f"[{text[start:end]}]"
+        start = text.index(",", end) + 1
+    yield f"[{text[start : ends[-1]]}]"
+
+
+def _ends(text: str) -> list[int]:
+    """Where each element of an array ends; `ValueError` unless it is an array, and not an empty one."""
+    position = _after_space(text, 0)
+    if text[position : position + 1] != "[":
+        raise ValueError("no array")
+    ends: list[int] = []
+    more = True
+    while more:
+        _, position = _DECODER.raw_decode(text, _after_space(text, position + 1))
+        ends.append(position)
+        position = _after_space(text, position)
+        more = text[position : position + 1] == ","
+    if text[position:].strip(" \t\r\n") != "]":
+        raise ValueError("no end of the array")
+    return ends
+
+
+def _after_space(text: str, position: int) -> int:
+    found = _NO_SPACE.search(text, position)
+    return len(text) if found is None else found.start()
 
 
 def problems(details: list[dict[str, Any]]) -> list[Problem]:

@@ -25,11 +25,19 @@ app = celery.Celery("noop", broker=f"redis+socket://{folder / SOCKET}")
 app.conf.update(task_ignore_result=True, worker_prefetch_multiplier=500, broker_pool_limit=None)
 
 
-@app.task(name="noop")
+@app.task(name="noop")  # type: ignore[untyped-decorator]
 def noop() -> None:
     redis_client().incr("ended")
 
 
+_WORKER = f"""
+import runpy, sys
+program, folder = sys.argv[1:]
+sys.argv = [program, "0", folder]
+app = runpy.run_path(program, run_name="worker")["app"]
+app.worker_main(["worker", "-c", "{WORKERS}", "-P", "prefork", "-l", "ERROR",
+                 "--without-gossip", "--without-mingle", "--without-heartbeat"])
+"""
 _clients: list[redis.Redis] = []
 
 
@@ -47,14 +55,11 @@ def main() -> None:
             stdout=subprocess.DEVNULL,
             cwd=name,
         )
-        worker = None
         try:
             while not Path(name, SOCKET).exists():
                 time.sleep(0.01)
             print(f"{_lap(name, count):.6f} 0", flush=True)
         finally:
-            if worker is not None:
-                worker.terminate()
             server.terminate()
             server.wait()
 
@@ -62,14 +67,7 @@ def main() -> None:
 def _lap(name: str, count: int) -> float:
     client = redis.Redis(unix_socket_path=f"{name}/{SOCKET}")
     sender = celery.Celery("noop", broker=f"redis+socket://{name}/{SOCKET}")
-    command = [
-        sys.executable, "-c",
-        "import sys, runpy; sys.argv = ['celery_noop.py', '0', sys.argv[1]];"
-        f"space = runpy.run_path({__file__!r}, run_name='worker');"
-        f"space['app'].worker_main(['worker', '-c', '{WORKERS}', '-P', 'prefork', '-l', 'ERROR', '--without-gossip',"
-        " '--without-mingle', '--without-heartbeat'])",
-        name,
-    ]  # fmt: skip
+    command = [sys.executable, "-c", _WORKER, __file__, name]
     worker = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     try:
         sender.send_task("noop")

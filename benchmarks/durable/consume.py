@@ -46,14 +46,16 @@ def main() -> None:
 def run(claim: Callable[[], list[Any]], finish: Callable[[list[Any]], object], count: int) -> None:
     claimed: queue.SimpleQueue[list[Any]] = queue.SimpleQueue()
 
+    unfinished = count
+
     def record() -> None:
-        left = count
-        while left:
+        nonlocal unfinished
+        while unfinished:
             batch = claimed.get()
             while not claimed.empty():
                 batch += claimed.get()
             finish(batch)
-            left -= len(batch)
+            unfinished -= len(batch)
 
     recorder = threading.Thread(target=record)
     recorder.start()
@@ -66,6 +68,8 @@ def run(claim: Callable[[], list[Any]], finish: Callable[[list[Any]], object], c
         else:
             time.sleep(_PAUSE_S)
     recorder.join()
+    if unfinished:
+        raise SystemExit("the recording thread died")
     print("done", flush=True)
 
 

@@ -2,10 +2,10 @@
 
     python -m benchmarks.durable.processes [--count 2000] [--rounds 5]
 
-The node: tasks committed in batches of 1,000, 8 workers, logs captured, results committed, `.done` files fsynced.  The
-loop: posix_spawn with the same two log files, no database, nothing synced; the better of one thread and two counts.  Both
-write to the same file system (TMPDIR): creating a file on ext4 costs 10 to 700 µs by what was deleted near it within
-five minutes, so choose one where nothing was.  The last lines say where a node's processor time goes.
+The node: tasks committed in batches of 1,000, 8 workers, logs captured, results committed, `.done` files fsynced.
+The loop: posix_spawn with the same two log files, no database, nothing synced; the better of one thread and two counts.
+Both write to the same file system (TMPDIR): creating a file on ext4 costs 10 to 700 µs by what was deleted near it
+within five minutes, so choose one where nothing was.  The last line says where a node's processor time goes.
 """
 
 from __future__ import annotations

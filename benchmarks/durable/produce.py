@@ -1,6 +1,6 @@
 """Submits COUNT no-op jobs in batches of 1,000 to what URL holds, at the word: prints `ready`, waits for a line.
 
-    python -m benchmarks.durable.produce pysched|raw|graphile URL COUNT
+python -m benchmarks.durable.produce pysched|raw|graphile URL COUNT
 """
 
 from __future__ import annotations

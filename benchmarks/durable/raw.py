@@ -78,6 +78,8 @@ def finish(conn: Conn, home: uuid.UUID, claims: list[tuple[Any, ...]]) -> None:
         "stdouts": _same("NULL", count),
         "stderrs": _same("NULL", count),
         "results": _same("NULL", count),
+        "crashed": _same("f", count),
+        "holders": _same("NULL", count),
         "home": home,
     }
     with conn.pipeline(), conn.transaction():

@@ -11,7 +11,7 @@ import click
 from pysched.cli.selectors import Selection
 from pysched.cli.session import Session
 from pysched.client.results import Accepted
-from pysched.errors import InputError, NotFoundError
+from pysched.errors import InputError, NotFoundError, PyschedError
 
 _COUNTED = 1000  # looked at before asking
 
@@ -29,7 +29,7 @@ def confirm(session: Session, what: str, chosen: Selection, *, sure: bool) -> bo
     if not sys.stdin.isatty():
         raise InputError(f"this would {what} {count}; say --yes if that is meant")
     if not click.confirm(f"{what} {count}?", err=True):
-        raise click.Abort
+        raise PyschedError("not confirmed; nothing was done")
     return True
 
 

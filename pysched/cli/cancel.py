@@ -12,7 +12,7 @@ from pysched.states import State
 _OPEN = ["blocked", "scheduled", "queued", "running"]
 
 
-@click.command("cancel")
+@click.command("cancel", epilog=selectors.EPILOG)
 @selectors.ids_argument()
 @click.option("-y", "--yes", is_flag=True, help="Do not ask, though filters or all are given.")
 @client_command

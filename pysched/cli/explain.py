@@ -9,7 +9,7 @@ from pysched.cli.session import Session, client_command, styled
 from pysched.cli.table import Cell, Column
 
 
-@click.command("explain")
+@click.command("explain", epilog=selectors.EPILOG)
 @selectors.ids_argument(several=False)
 @client_command
 def command(session: Session, word: str) -> None:

@@ -12,7 +12,7 @@ from pysched.cli.table import paint
 _TAIL_PIECE = 64 * 1024
 
 
-@click.command("logs")
+@click.command("logs", epilog=selectors.EPILOG)
 @selectors.ids_argument()
 @click.option("-f", "--follow", is_flag=True, help="Go on until the task has ended; exits with its exit code.")
 @click.option("--stderr", "stream", flag_value="stderr", help="Standard error instead of standard output.")

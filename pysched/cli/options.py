@@ -61,6 +61,11 @@ node = apply(
         metavar="SECONDS",
         help="Wait for running jobs when stopping; for ever by default.",
     ),
+    click.option(
+        "--on-outage",
+        type=click.Choice(["auto", "keep", "kill"]),
+        help="Running jobs while the database is down for long: auto by default, see docs/operating.md.",
+    ),
 )
 
 api = apply(

@@ -12,10 +12,10 @@ import click
 from pysched.cli import bulk, recent, selectors
 from pysched.cli.session import Session, client_command
 from pysched.cli.table import paint
-from pysched.errors import InputError
+from pysched.errors import InputError, PyschedError
 
 
-@click.command("retry")
+@click.command("retry", epilog=selectors.EPILOG)
 @selectors.ids_argument(required=False)
 @click.option("--failed", is_flag=True, help="All that failed.")
 @click.option("--edit", is_flag=True, help="Change a task in an editor and submit it as a new one.")
@@ -77,7 +77,7 @@ def _edit(session: Session, task_id: str, *, sure: bool) -> int:
         style = {"+": "green", "-": "red", "@": "cyan"}.get(line[:1], "")
         session.note(paint(line, style, colour=session.colour))
     if not sure and sys.stdin.isatty() and not click.confirm("submit this as a new task?", default=True, err=True):
-        raise click.Abort
+        raise PyschedError("not confirmed; nothing was submitted")
     accepted = session.client.submit({**changed, "id": None})
     recent.remember(session.client.url, "submitted", [accepted["id"]])
     if session.is_json:

@@ -28,6 +28,7 @@ from pysched.ids import is_valid_id
 from pysched.states import Priority, State, TaskType
 
 HELP = "an id or its beginning, %N or %N-M (rows of the last ls), last, all, or filters such as status=failed tag=x"
+EPILOG = f"SELECTOR is {HELP}."
 _UUID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}\Z")
 _ROWS = re.compile(r"%\d+(-\d+)?(,\d+(-\d+)?)*\Z")
 _SHORT = re.compile(r"(?P<first>[^…]+)…(?P<last>[^…]+)\Z")

@@ -23,7 +23,7 @@ _ATTEMPTS = [
 ]  # fmt: skip
 
 
-@click.command("show")
+@click.command("show", epilog=selectors.EPILOG)
 @selectors.ids_argument()
 @client_command
 def command(session: Session, words: tuple[str, ...]) -> None:

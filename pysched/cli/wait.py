@@ -9,7 +9,7 @@ from pysched.cli.session import Session, client_command
 from pysched.cli.units import DURATION
 
 
-@click.command("wait")
+@click.command("wait", epilog=selectors.EPILOG)
 @selectors.ids_argument(required=False)
 @click.option("--all", "everything", is_flag=True, help="Until nothing is left to do.")
 @click.option("-T", "--timeout", "timeout_s", type=DURATION, help="Give up after this, with exit code 124.")

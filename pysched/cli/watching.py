@@ -13,9 +13,11 @@ from typing import TYPE_CHECKING, Any
 
 from pysched.cli import table
 from pysched.cli.session import Session
-from pysched.errors import InputError, PyschedError
+from pysched.errors import InputError
 
 if TYPE_CHECKING:
+    from rich.progress import Progress
+
     from pysched.client.results import TaskDetail
 
 _FOLLOWED_MAX = 100  # logs at once, a connection each
@@ -58,12 +60,8 @@ def _verdict(session: Session, tasks: Sequence[TaskDetail]) -> int:
     return exit_code(bad[0]) if bad else 0
 
 
-@contextmanager
-def _bar(session: Session, total: int) -> Iterator[Any]:
-    """A function to call with each task that has ended; shows a bar with the time left on a terminal."""
-    if session.form != "table" or not sys.stderr.isatty():
-        yield lambda task: None
-        return
+def _progress(*, transient: bool = False) -> Progress:
+    """On standard error, beside the answer; imported only where a bar is shown, for that takes its time."""
     from rich.console import Console
     from rich.progress import (
         BarColumn,
@@ -74,7 +72,7 @@ def _bar(session: Session, total: int) -> Iterator[Any]:
         TimeRemainingColumn,
     )
 
-    progress = Progress(
+    return Progress(
         TextColumn("{task.description}"),
         BarColumn(bar_width=30),
         MofNCompleteColumn(),
@@ -83,8 +81,17 @@ def _bar(session: Session, total: int) -> Iterator[Any]:
         TextColumn("left"),
         TimeRemainingColumn(compact=True),
         console=Console(stderr=True),
-        transient=total == 1,
+        transient=transient,
     )
+
+
+@contextmanager
+def _bar(session: Session, total: int) -> Iterator[Any]:
+    """A function to call with each task that has ended; shows a bar with the time left on a terminal."""
+    if session.form != "table" or not sys.stderr.isatty():
+        yield lambda task: None
+        return
+    progress = _progress(transient=total == 1)
     failed = 0
     with progress:
         bar = progress.add_task("waiting", total=total, failed="")
@@ -103,7 +110,7 @@ def follow(
     """Output as it comes, until all have ended; lines of several tasks behind their ids, in colours."""
     if len(ids) > _FOLLOWED_MAX:
         raise InputError(f"{len(ids)} tasks are too many to follow at once; name up to {_FOLLOWED_MAX}")
-    pieces: queue.Queue[tuple[int, str, bytes | PyschedError | None]] = queue.Queue(maxsize=1000)
+    pieces: queue.Queue[tuple[int, str, bytes | Exception | None]] = queue.Queue(maxsize=1000)
     feeds = [(index, stream) for index in range(len(ids)) for stream in streams]
     for index, stream in feeds:
         arguments = (session, ids[index], stream, attempt, index, pieces)
@@ -115,7 +122,7 @@ def follow(
         if piece is None:
             open_feeds -= 1
             writer.end(index, stream)
-        elif isinstance(piece, PyschedError):
+        elif isinstance(piece, Exception):
             raise piece
         else:
             writer.write(index, stream, piece)
@@ -130,7 +137,7 @@ def _read(
         for piece in session.client.logs(task_id, stream, attempt=attempt, follow=True):
             pieces.put((index, stream, piece))
         pieces.put((index, stream, None))
-    except PyschedError as error:
+    except Exception as error:
         pieces.put((index, stream, error))
 
 
@@ -201,28 +208,9 @@ def _totals(session: Session) -> Iterator[Any]:
     if session.form != "table" or not sys.stderr.isatty():
         yield lambda left, failed: None
         return
-    from rich.console import Console
-    from rich.progress import (
-        BarColumn,
-        MofNCompleteColumn,
-        Progress,
-        TextColumn,
-        TimeElapsedColumn,
-        TimeRemainingColumn,
-    )
-
-    progress = Progress(
-        TextColumn("waiting for all"),
-        BarColumn(bar_width=30),
-        MofNCompleteColumn(),
-        TextColumn("{task.fields[failed]}"),
-        TimeElapsedColumn(),
-        TextColumn("left"),
-        TimeRemainingColumn(compact=True),
-        console=Console(stderr=True),
-    )
+    progress = _progress()
     with progress:
-        bar = progress.add_task("", total=1, failed="")
+        bar = progress.add_task("waiting for all", total=1, failed="")
         most = 0
 
         def show(left: int, failed: int) -> None:

@@ -109,6 +109,7 @@ class Health(TypedDict, total=False):
     status: str
     version: str
     database: str
+    problem: str
     nodes: int
     queue_files: int
     completed_files: int

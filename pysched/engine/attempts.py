@@ -54,6 +54,11 @@ class Attempts:
                 return list(self._held)
             return [self._by_key[key] for key in keys if key in self._by_key]
 
+    def keys(self) -> set[AttemptKey]:
+        """Of all that is held."""
+        with self._empty:
+            return set(self._by_key)
+
     def wait_empty(self, timeout_s: float | None) -> bool:
         """Whether nothing is held any more, waiting for that at most `timeout_s`."""
         with self._empty:

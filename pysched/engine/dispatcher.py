@@ -23,20 +23,24 @@ from pysched.task import Task
 
 POLL_S = 5.0
 _RATE_WINDOW_S = 0.2
+_HELD_S = 1.0  # between two looks whether claims may go on
+_DOUBT_S = 15.0  # what was sent over a lost connection has been done by then, or never will be
 _BACKOFF_S = (0.05, 2.0)  # first and longest pause while the store does not answer
 
 ClaimTasks = Callable[[Priority, int, Sequence[policy.Overdue]], Sequence[Claim]]
 Promote = Callable[[], float | None]
 Prepare = Callable[[AttemptKey, Task], Program]
 Unstartable = Callable[[Claim, PyschedError], None]
-Full = Callable[[], "str | None"]
+Hold = Callable[[], "str | None"]
 
 
 class Dispatcher:
     """`claim(lowest, limit, overdue)` commits a claim; `promote()` queues what is due, and returns seconds to the
     next.
 
-    `full()` says which disk has no room for what attempts leave, or None; nothing is claimed meanwhile.
+    `hold()` says why nothing is to be claimed now, or None.  `fenced()`: what a claim brings must not start any more.
+    `reconcile()` hands back what the store counts as this node's and the node knows nothing of: a claim whose answer
+    was lost, or came too late.
     """
 
     def __init__(
@@ -49,7 +53,9 @@ class Dispatcher:
         prepare: Prepare,
         unstartable: Unstartable,
         ageing_s: float,
-        full: Full,
+        hold: Hold,
+        fenced: Callable[[], bool],
+        reconcile: Callable[[], None],
     ) -> None:
         self._core = core
         self._attempts = attempts
@@ -59,9 +65,13 @@ class Dispatcher:
         self._unstartable = unstartable
         self._ageing_s = ageing_s
         self._claimed = 0  # sum of the limits of all claims
-        self._full = full
-        self._was_full = False
-        self._news = threading.Condition()  # guards the six below
+        self._hold = hold
+        self._held_by: str | None = None
+        self._fenced = fenced
+        self._reconcile = reconcile
+        self._doubts: list[float] = []  # when to reconcile next, and after that
+        self._news = threading.Condition()  # guards the seven below
+        self._resumed = False
         self._work_news = 0  # how often somebody said that there may be work
         self._empty = 0  # so many classes, from HIGH down, have nothing to claim as far as we know
         self._room = True  # look for room anew
@@ -95,6 +105,12 @@ class Dispatcher:
         """A scheduled task may have reached its time."""
         self._tell(due=True)
 
+    def resume(self) -> None:
+        """What held claims up may be over, and some may have been lost meanwhile."""
+        with self._news:
+            self._resumed = True
+        self._tell(work=True, room=True, due=True)
+
     def due_in(self, delay_s: float) -> None:
         """Call `due` after `delay_s`, by the core's timers."""
         self._core.arm(delay_s, 0)
@@ -111,9 +127,9 @@ class Dispatcher:
     def _run(self) -> None:
         pause = _BACKOFF_S[0]
         while self._await_news():
-            if self._has_no_room_on_disk():
+            if self._is_held():
                 with self._news:
-                    self._news.wait_for(lambda: self._stopping, POLL_S)
+                    self._news.wait_for(lambda: self._stopping or self._resumed, _HELD_S)
                 continue
             try:
                 self._round()
@@ -121,19 +137,30 @@ class Dispatcher:
             except StoreError as error:
                 if pause == _BACKOFF_S[0]:
                     self._log.warning("the store does not answer, claims wait", error=str(error))
+                self._doubt()
                 self._tell(work=True, room=True, due=True)
                 with self._news:
-                    self._news.wait_for(lambda: self._stopping, pause)
+                    self._news.wait_for(lambda: self._stopping or self._resumed, pause)
                 pause = min(pause * 2, _BACKOFF_S[1])
 
-    def _has_no_room_on_disk(self) -> bool:
-        place = self._full()
-        if place is not None and not self._was_full:
-            self._log.error("out of disk space, claims wait until there is some", place=place)
-        elif place is None and self._was_full:
-            self._log.info("there is disk space again, claims go on")
-        self._was_full = place is not None
-        return self._was_full
+    def _is_held(self) -> bool:
+        with self._news:
+            if self._resumed:
+                self._resumed = False
+                self._doubt()
+        reason = self._hold()
+        if reason is not None and reason != self._held_by:
+            self._log.warning("claims wait", reason=reason)
+        elif reason is None and self._held_by is not None:
+            self._log.info("claims go on")
+        self._held_by = reason
+        return reason is not None
+
+    def _doubt(self) -> None:
+        """A claim may have been committed without our knowing, or may be yet, by a server's process that has not
+        noticed that nobody listens: look now, and once more later."""
+        now = time.monotonic()
+        self._doubts = [now, now + _DOUBT_S]
 
     def _await_news(self) -> bool:
         """False when stopping.  A timeout counts as news of everything."""
@@ -153,6 +180,9 @@ class Dispatcher:
             if next_due_s is not None and next_due_s < POLL_S:
                 self.due_in(next_due_s)
             self._tell(work=True)
+        while self._doubts and time.monotonic() >= self._doubts[0]:
+            self._reconcile()
+            self._doubts.pop(0)
         while not self._stopping:
             self._room, self._vacant = False, -1  # before we look: room that appears from now on must count
             wanted = self._wanted()
@@ -173,6 +203,9 @@ class Dispatcher:
                 with self._news:
                     if news == self._work_news:  # nothing was said to have come while we asked
                         self._empty = lowest + 1
+            if self._fenced():
+                self._doubt()
+                return
             self._submit(claims)
             self._room = True
 

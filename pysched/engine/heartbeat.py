@@ -1,48 +1,168 @@
-"""The thread that keeps this node's lease, and finds work that other nodes abandoned."""
+"""Two threads that keep the lease: one renews it, the other ends what is held when that does not succeed in time.
+
+They are two since a renewal may wait for its answer; both wait for nothing else, so neither a slow pool nor a long
+claim, a busy recorder or a sweep holds them up.  What each state means is drawn in `lease`.
+"""
 
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable
 
 import structlog
 
-from pysched.errors import StoreError
+from pysched.engine.lease import LEASE_S, RENEW_S, RETRY_S, Lease
+from pysched.errors import DatabaseDown, DatabaseReadOnly, StoreError
 
-LEASE_S = 10.0
-RENEW_S = LEASE_S / 4  # three renewals may fail before the lease ends
+_LOOK_S = 1.0  # the fence: Python's waits stand still while the machine sleeps, the lease does not
 
 
 class Heartbeat:
-    """`renew()` returns False once the store no longer knows this node as alive; `lost()` then hears of it, once.
+    """`renew()` gives the number of other nodes, or None once the store counts this one as ended; `revive()` begins
+    anew after that; `judge()` ends nodes that let their lease run out.
 
-    `sweep()` ends attempts of nodes whose lease is over, by the database's clock, and returns how many.
+    `fence()` ends all that is held, and is called again each second until `idle()`, since what was on its way into the
+    core comes after the first call.  `doubted()`: a renewal has failed; `resumed()`: the lease is sure again.
+    `trusts(alone)`: whether a server that says it is down (or read-only) is so for all, `alone` if no other node was
+    there.
     """
 
-    def __init__(self, *, renew: Callable[[], bool], sweep: Callable[[], int], lost: Callable[[], None]) -> None:
+    def __init__(
+        self,
+        *,
+        renew: Callable[[], int | None],
+        revive: Callable[[], None],
+        judge: Callable[[], int],
+        judged: Callable[[], None],
+        fence: Callable[[], None],
+        idle: Callable[[], bool],
+        doubted: Callable[[], None],
+        resumed: Callable[[], None],
+        trusts: Callable[[bool], bool],
+    ) -> None:
         self._renew = renew
-        self._sweep = sweep
-        self._lost = lost
+        self._revive = revive
+        self._judge = judge
+        self._judged = judged
+        self._fence = fence
+        self._idle = idle
+        self._doubted = doubted
+        self._resumed = resumed
+        self._trusts = trusts
+        self._guard = threading.Lock()  # of the lease; held for no call out of here
+        self._lease = Lease(until=_now() + LEASE_S)
         self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="heartbeat", daemon=True)
+        self._threads = [
+            threading.Thread(target=self._keep, name="heartbeat", daemon=True),
+            threading.Thread(target=self._watch, name="fence", daemon=True),
+        ]
         self._log = structlog.get_logger("heartbeat")
 
-    def start(self) -> None:
-        self._thread.start()
+    def start(self, *, registered: float) -> None:
+        """`registered`: by `now`, when the request that began the lease was sent."""
+        self._lease.until = registered + LEASE_S
+        for thread in self._threads:
+            thread.start()
 
     def stop(self) -> None:
         self._stop.set()
-        self._thread.join()
+        for thread in self._threads:
+            thread.join()
 
-    def _run(self) -> None:
-        while not self._stop.wait(RENEW_S):
-            try:
-                if not self._renew():
-                    self._lost()
-                    return
-                swept = self._sweep()
-            except StoreError as error:
-                self._log.warning("the lease is not renewed, the store does not answer", error=str(error))
-            else:
-                if swept:
-                    self._log.info("took over attempts of nodes that are gone", attempts=swept)
+    @staticmethod
+    def now() -> float:
+        return _now()
+
+    @property
+    def sure(self) -> bool:
+        """Whether the node may claim."""
+        return self._lease.sure
+
+    @property
+    def fenced(self) -> bool:
+        """Whether all that is held has to end."""
+        return self._lease.fenced
+
+    # ── renewing ──────────────────────────────────────────────────────────────────────────────────
+
+    def _keep(self) -> None:
+        pause = RENEW_S
+        while not self._stop.wait(pause):
+            pause = RENEW_S if self._beat() else RETRY_S
+
+    def _beat(self) -> bool:
+        """One renewal and what follows from it; whether all is well."""
+        sent = _now()
+        try:
+            others = self._renew()
+            if others is None:
+                return self._begin_anew()
+            with self._guard:
+                was_sure = self._lease.sure
+                self._lease.renewed(sent=sent, now=_now(), others=others > 0)
+                fenced, may_judge = self._lease.fenced, self._lease.may_judge(_now())
+            if fenced:
+                return self._lift()
+            if not was_sure:
+                self._log.info("the lease is renewed again")
+                self._resumed()
+            if may_judge and self._judge():
+                self._judged()
+        except StoreError as error:
+            self._doubt(sent, error)
+            return False
+        return True
+
+    def _begin_anew(self) -> bool:
+        """The store counts this node as ended: others may run its attempts already."""
+        with self._guard:
+            was_fenced = self._lease.fenced
+            self._lease.fence()
+        if not was_fenced:
+            self._log.error("the lease is lost, another node has taken over: ending all jobs, then beginning anew")
+            self._fence()
+        if not self._idle():
+            return False
+        sent = _now()
+        self._revive()
+        with self._guard:
+            self._lease.renewed(sent=sent, now=_now(), others=True)
+        return self._lift()
+
+    def _lift(self) -> bool:
+        if not self._idle():
+            return False
+        with self._guard:
+            self._lease.lift()
+        self._log.info("the lease is valid again")
+        self._resumed()
+        return True
+
+    def _doubt(self, sent: float, error: StoreError) -> None:
+        # One that takes no writes lets nobody judge either.
+        down = isinstance(error, DatabaseDown | DatabaseReadOnly) and self._trusts(not self._lease.others)
+        with self._guard:
+            was_sure = self._lease.sure
+            self._lease.failed(sent=sent, down=down)
+        if was_sure:
+            self._log.warning("the lease is not renewed, claims wait", error=str(error))
+            self._doubted()
+
+    # ── the fence ─────────────────────────────────────────────────────────────────────────────────
+
+    def _watch(self) -> None:
+        while not self._stop.wait(_LOOK_S):
+            with self._guard:
+                due = self._lease.must_end(_now())
+                if due:
+                    self._lease.fence()
+                fenced = self._lease.fenced
+            if due:
+                self._log.error("the lease could not be renewed: ending all jobs before others may run them")
+            if fenced and not self._idle():
+                self._fence()
+
+
+def _now() -> float:
+    return time.clock_gettime(time.CLOCK_BOOTTIME)

@@ -149,6 +149,13 @@ def unstartable(key: AttemptKey, failures: int, error: Exception) -> Outcome:
     return policy.verdict(key, end, failures=failures, rule=policy.RetryRule(max_retries=0, retry_delay_s=0), jitter=0)
 
 
+def withdrawn(key: AttemptKey) -> Outcome:
+    """The outcome of a claim that never came to have a process: it is handed back and leaves no trace."""
+    end = Exit(pid=None, started_at=None, finished_at=datetime.now(timezone.utc), cause=Reason.SHUTDOWN)
+    rule = policy.RetryRule(max_retries=0, retry_delay_s=0)
+    return policy.verdict(key, end, failures=0, rule=rule, jitter=0, void=True)
+
+
 def _wait_ms(held: Held, started_at: datetime) -> float | None:
     if held.claim.key.attempt > 1:
         return None

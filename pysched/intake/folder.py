@@ -67,20 +67,24 @@ class QueueFolder:
     def scan(self) -> list[Found]:
         """The files that wait, oldest first (by modification time, then name), at most `SCAN_MAX`."""
         found: list[Found] = []
+        aside: dict[Found, _Pause] = {}  # these take no place of others
+        now_s = time.monotonic()
         try:
             with os.scandir(self.path) as entries:
                 for entry in entries:
                     if entry.name.endswith(SUFFIX) and not entry.name.startswith("."):
                         with contextlib.suppress(FileNotFoundError):  # another node was faster
-                            found.append(Found.of(entry.name, entry.stat(follow_symlinks=False)))
+                            file = Found.of(entry.name, entry.stat(follow_symlinks=False))
+                            if (pause := self._aside.get(file)) is not None:
+                                aside[file] = pause
+                            if pause is None or pause.until_s <= now_s:
+                                found.append(file)
                         if len(found) == SCAN_MAX:
                             break
+                else:
+                    self._aside = aside  # without those that are gone
         except FileNotFoundError:
             self.prepare()
-        if self._aside:
-            now_s = time.monotonic()
-            self._aside = {file: pause for file in found if (pause := self._aside.get(file)) is not None}
-            found = [file for file in found if file not in self._aside or self._aside[file].until_s <= now_s]
         found.sort(key=lambda file: (file.mtime_ns, file.name))
         return found
 

@@ -3,10 +3,14 @@
 ::
 
     reaper ─► inbox ─► [recorder] start, finish, COMMIT ─► records ─► [deliverer] .done, fsync ─► store.delivered
+                         │    ▲
+                         ▼    │ until the store answers; at a start, what is there comes first
+                        spool (a file, fsync)
 
-What a crash leaves: before the commit, an attempt that recovery finds as abandoned; between the commit
-and `.done`, an undelivered row that the next incarnation of this home (or, for a task that never ran,
-any node) delivers; between `.done` and `delivered`, a file that is written again with the same content.
+What a crash leaves: before the commit, an attempt that recovery finds as abandoned, or an outcome in the spool, which
+is recorded first; between the commit and `.done`, an undelivered row that the next incarnation of this home (or, for a
+task that never ran, any node) delivers; between `.done` and `delivered`, a file that is written again with the same
+content.
 """
 
 from __future__ import annotations
@@ -18,8 +22,9 @@ from collections.abc import Callable, Iterable, Sequence
 
 import structlog
 
-from pysched.errors import StoreError
+from pysched.errors import NodeError, StoreError
 from pysched.model import AttemptKey, Outcome, Record, Started
+from pysched.recorder.spool import Spool
 
 _PAUSE_S = (0.05, 2.0)  # first and longest pause while the store or the disk does not take it
 _SWEEP_S = 2.0  # look for undelivered records that others left
@@ -30,22 +35,27 @@ Start = Callable[[Sequence[Started]], Sequence[AttemptKey]]
 Finish = Callable[[Sequence[Outcome]], "tuple[Sequence[Record], Sequence[AttemptKey]]"]
 
 
-class Inbox:
+class Batch:
     """Started attempts and outcomes on their way to the store."""
 
     def __init__(self) -> None:
         self.started: list[Started] = []
         self.outcomes: list[Outcome] = []
+        self.spooled = 0  # so many of the outcomes, from the first, are in the spool
 
     def __bool__(self) -> bool:
         return bool(self.started or self.outcomes)
 
 
 class Recorder:
-    """`finished(outcomes)` hears of every recorded outcome, `disowned(keys)` of attempts this node lost."""
+    """`finished(outcomes)` hears of every recorded outcome, `disowned(keys)` of attempts this node lost.
+
+    While the store does not answer, outcomes are kept in the spool as they come, and in memory.
+    """
 
     def __init__(
         self,
+        spool: Spool,
         *,
         start: Start,
         finish: Finish,
@@ -53,23 +63,44 @@ class Recorder:
         finished: Callable[[Sequence[Outcome]], None],
         disowned: Callable[[Iterable[AttemptKey]], None],
     ) -> None:
+        self._spool = spool
         self._start = start
         self._finish = finish
         self._deliver = deliver
         self._finished = finished
         self._disowned = disowned
-        self._inbox = Inbox()
+        self._batch = Batch()  # what the thread is at; changed under `_arrived`
+        self._inbox = Batch()
         self._arrived = threading.Condition()
+        self._hurry = False
         self._stopping = False
         self._began_s = 0.0  # the batch before, by the monotonic clock
         self._thread = threading.Thread(target=self._run, name="recorder", daemon=True)
         self._log = structlog.get_logger("recorder")
 
+    def replay(self) -> None:
+        """Record what an earlier incarnation has kept; before `start`.  `StoreError` if the store does not do it."""
+        count = 0
+        try:
+            for outcomes in self._spool.read():
+                batch = Batch()
+                batch.outcomes += outcomes
+                self._write(batch)
+                count += len(outcomes)
+            if self._spool:
+                self._spool.clear()
+        except (OSError, ValueError) as error:
+            raise NodeError(
+                f"the spool in the home cannot be read: {error}; move its folder away to go without"
+            ) from None
+        if count:
+            self._log.info("recorded results from the spool", results=count)
+
     def start(self) -> None:
         self._thread.start()
 
     def stop(self) -> None:
-        """Record what has arrived, then end."""
+        """Record what has arrived, or keep it in the spool if the store does not answer; then end."""
         with self._arrived:
             self._stopping = True
             self._arrived.notify()
@@ -81,63 +112,114 @@ class Recorder:
             self._inbox.outcomes += outcomes
             self._arrived.notify()
 
-    def _run(self) -> None:
-        while batch := self._take():
-            self._until_done(batch)
+    def hurry(self) -> None:
+        """The store may answer again."""
+        with self._arrived:
+            self._hurry = True
+            self._arrived.notify()
 
-    def _take(self) -> Inbox | None:
-        """All that has arrived; None when stopping and there is nothing left."""
+    def pending(self) -> set[AttemptKey]:
+        """Attempts whose end is not known to be recorded."""
+        with self._arrived:
+            return {outcome.key for batch in (self._batch, self._inbox) for outcome in batch.outcomes}
+
+    @property
+    def full(self) -> bool:
+        """Whether the spool has no room for more outcomes."""
+        return self._spool.full
+
+    def _run(self) -> None:
+        while self._take():
+            self._until_done()
+
+    def _take(self) -> bool:
+        """Wait for something to do; False when stopping and there is nothing left."""
         with self._arrived:
             self._arrived.wait_for(lambda: self._inbox or self._stopping)
             self._arrived.wait_for(lambda: self._stopping, self._began_s + _GATHER_S - time.monotonic())
             self._began_s = time.monotonic()
-            batch, self._inbox = self._inbox, Inbox()
-            return batch or None
+            self._batch, self._inbox = self._inbox, Batch()
+            return bool(self._batch)
 
-    def _until_done(self, batch: Inbox) -> None:
-        """Write `batch`; while the store does not answer, hold it and try again.
-
-        A stopping node gives up after the longest pause: its attempts are then found as abandoned and run again.
-        """
+    def _until_done(self) -> None:
+        """Write the batch; while the store does not answer, keep it, take in what comes, and try again."""
         pause = _PAUSE_S[0]
         while True:
             try:
-                self._write(batch)
+                self._write(self._batch)
+                break
             except StoreError as error:
                 if pause == _PAUSE_S[0]:
-                    self._log.warning(
-                        "the store does not answer, results wait", error=str(error), waiting=len(batch.outcomes)
-                    )
-                with self._arrived:
-                    stopping = self._arrived.wait_for(lambda: self._stopping, pause)
-                if stopping and pause == _PAUSE_S[1]:
-                    self._log.error("results are dropped, their attempts will run again", results=len(batch.outcomes))
-                    return
-                if stopping:
-                    time.sleep(pause)  # the wait above returns at once now
-                pause = min(pause * 2, _PAUSE_S[1])
-            else:
+                    waiting = len(self._batch.outcomes)
+                    self._log.warning("the store does not answer, results wait", error=str(error), waiting=waiting)
+            if not self._wait_out(pause):
+                self._leave()
                 return
+            pause = min(pause * 2, _PAUSE_S[1])
+        if self._spool or self._spool.full:
+            try:
+                self._spool.clear()
+            except OSError as error:
+                self._log.error("the spool cannot be emptied, the next start records it again", error=str(error))
 
-    def _write(self, batch: Inbox) -> None:
-        ended = {outcome.key for outcome in batch.outcomes}
-        # An attempt that has ended already needs no row version that says "running".
-        still_running = [started for started in batch.started if started.key not in ended]
-        if still_running:
-            lost = self._start(still_running)
+    def _wait_out(self, pause: float) -> bool:
+        """Let `pause` pass, and keep what comes meanwhile; False when stopping."""
+        until = time.monotonic() + pause
+        while True:
+            self._keep()
+            with self._arrived:
+                left = until - time.monotonic()
+                self._arrived.wait_for(lambda: self._inbox.outcomes or self._stopping or self._hurry, max(0.0, left))
+                hurry, self._hurry = self._hurry, False
+                self._batch.started += self._inbox.started
+                self._batch.outcomes += self._inbox.outcomes
+                self._inbox = Batch()
+                if self._stopping or hurry or time.monotonic() >= until:
+                    return not self._stopping
+
+    def _keep(self) -> None:
+        """What of the batch is only in memory goes into the spool, if that has room."""
+        fresh = self._batch.outcomes[self._batch.spooled :]
+        if fresh and self._spool.has_room:
+            try:
+                self._spool.append(fresh)
+                self._batch.spooled += len(fresh)
+            except OSError as error:
+                self._log.error("results wait in memory alone, the spool cannot be written", error=str(error))
+
+    def _leave(self) -> None:
+        self._keep()
+        kept, lost = self._batch.spooled, len(self._batch.outcomes) - self._batch.spooled
+        if lost:
+            self._log.error("results are dropped, their attempts will run again", results=lost)
+        if kept:
+            self._log.warning("results are kept in the spool, the next start of this home records them", results=kept)
+        self._batch = Batch()
+
+    def _write(self, batch: Batch) -> None:
+        """Record all of `batch`, taking from it what is recorded."""
+        if batch.started:
+            ended = {outcome.key for outcome in batch.outcomes}
+            # An attempt that has ended already needs no row version that says "running".
+            still_running = [started for started in batch.started if started.key not in ended]
+            lost = self._start(still_running) if still_running else []
             batch.started.clear()
             if lost:
                 self._log.warning("attempts are no longer this node's", tasks=[key.id for key in lost])
                 self._disowned(lost)
-        if batch.outcomes:
-            records, disowned = self._finish(batch.outcomes)
+        while batch.outcomes:
+            part = batch.outcomes[:_BATCH]
+            records, disowned = self._finish(part)
             for key in disowned:
                 self._log.warning(
                     "result dropped, the attempt is no longer this node's", task=key.id, attempt=key.attempt
                 )
             gone = set(disowned)
-            self._finished([outcome for outcome in batch.outcomes if outcome.key not in gone])
+            self._finished([outcome for outcome in part if outcome.key not in gone])
             self._deliver(records)
+            with self._arrived:
+                del batch.outcomes[: len(part)]
+                batch.spooled = max(0, batch.spooled - len(part))
 
 
 class Deliverer:

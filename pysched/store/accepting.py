@@ -1,7 +1,7 @@
 """Accepting tasks: what becomes of each, decided without the database, and the transaction around that.
 
 Two ways lead in.  Without any `after` in the batch, one statement inserts what is new, and the rest turns out to
-exist already.  With dependencies, needed tasks are locked and read first, because their states decide.
+exist already; a large batch is looked up first and then copied in.  With dependencies, needed tasks are locked and read first, because their states decide.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Any
 
 from pysched.errors import ConflictError, Problem, TaskError
 from pysched.model import Acceptance, State
-from pysched.store import arrays, sql
+from pysched.store import arrays, loading, sql
 from pysched.store.database import Conn, Database, Raced
 from pysched.task import Task
 
@@ -70,7 +70,7 @@ def accept(database: Database, tasks: Sequence[Task], *, source: uuid.UUID, atom
 
     if tasks:
         with contextlib.suppress(_Refused):
-            database.transaction(work)
+            database.transaction(work, pipelined=not batch.large)
     return batch.answers(verdicts)
 
 
@@ -88,6 +88,11 @@ class _Batch:
             if task.id not in self.first:
                 self.first[task.id] = New(task.id, task, spec, frozenset(task.after))
         self.needs = frozenset(need for item in self.first.values() for need in item.needs)
+
+    @property
+    def large(self) -> bool:
+        """Whether COPY pays."""
+        return not self.needs and len(self.first) >= loading.LEAST
 
     def answers(self, verdicts: Mapping[str, Verdict]) -> list[Verdict]:
         """One verdict a task, in the order given."""
@@ -110,8 +115,14 @@ def _without_needs(conn: Conn, batch: _Batch, source: uuid.UUID) -> dict[str, Ve
     for item in items:
         item.state = State.SCHEDULED if item.task.delay_s > 0 else State.QUEUED
     _notify(conn, {item.state for item in items})
-    created = _insert(conn, items, source)
-    existing = _find(conn, [item.id for item in items if item.id not in created])
+    if batch.large:
+        existing = _find(conn, [item.id for item in items])
+        new = [item for item in items if item.id not in existing]
+        loading.load(conn, new, source)
+        created = {item.id for item in new}
+    else:
+        created = _insert(conn, items, source)
+        existing = _find(conn, [item.id for item in items if item.id not in created])
     verdicts: dict[str, Verdict] = {}
     for item in items:
         if item.id in created:

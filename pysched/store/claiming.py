@@ -29,7 +29,7 @@ from pysched.store.database import Database
 
 _SLOW_S = 0.005  # beyond `_TASK_S` for each task: whole claims that take longer are not repeated at once
 _SLOW_IN_A_ROW = 3  # a machine that stalls for a moment is no slow store
-_TASK_S = 0.0002
+_TASK_S = 0.00005
 _SHARE = 20
 _ANY_RANK = 2**31  # above all
 

@@ -2,23 +2,23 @@
 
 from __future__ import annotations
 
-import logging
+import errno
+import os
 import select
+import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from typing import Any, TypeVar
 
 import psycopg
 from psycopg.conninfo import conninfo_to_dict
 from psycopg_pool import ConnectionPool, PoolTimeout
 
-from pysched.errors import DatabaseUnreachable, StoreError
+from pysched.errors import DatabaseDown, DatabaseReadOnly, DatabaseUnreachable, StoreError
+from pysched.store.link import Link, Look
 
 Conn = psycopg.Connection[tuple[Any, ...]]
 T = TypeVar("T")
-
-# Without a handler of the application's own, the pool's warnings would go to the terminal as well as our errors.
-logging.getLogger("psycopg.pool").addHandler(logging.NullHandler())
 
 _RETRIES = 20  # of one transaction after a deadlock, a serialization failure or a race of our own
 _RECONNECT_S = 3.0  # the pool backs off no longer than this, so that work resumes soon after the server does
@@ -33,6 +33,7 @@ _KEEPALIVE = {  # notice a half-open connection within 5 s
 # - Every access has its index, and the statistics lag behind a burst: a plan made while the table was small
 #   must not scan it once it is large.  JIT would only see the high cost that stands for "off".  For the same
 #   reason no plan depends on a parameter, so each is made once a session: planning was a third of a short statement.
+# The last row is the server's process for this connection, which behind a pooler is not what the protocol says.
 _SESSION = b"""
     SELECT set_config('synchronous_commit', 'on', false)
       WHERE current_setting('synchronous_commit') IN ('off', 'local', 'remote_write')
@@ -40,7 +41,12 @@ _SESSION = b"""
     UNION ALL SELECT set_config('jit', 'off', false)
     UNION ALL SELECT set_config('plan_cache_mode', 'force_generic_plan', false)
     UNION ALL SELECT set_config('timezone', 'UTC', false)
+    UNION ALL SELECT pg_backend_pid()::text
 """
+_LOOK = b"SELECT state = 'active' FROM pg_stat_activity WHERE pid = %(pid)s"
+_BRIEF_S = 0.5
+_PROBE_S = 2.0  # for the connection that looks what the server does, and then for its answer
+_REFUSALS = (os.strerror(errno.ECONNREFUSED), os.strerror(errno.ENOENT), "the database system is ")
 
 
 class Raced(Exception):
@@ -53,15 +59,18 @@ class Database:
     def __init__(self, url: str, *, pool_size: int, connect_timeout_s: float) -> None:
         self._url = url
         self._timeout_s = connect_timeout_s
+        self._brief = False
         given = _parse(url)
         self._where = _where(given)
+        self._on_a_socket = _is_socket(given)
         options: dict[str, Any] = {name: value for name, value in _KEEPALIVE.items() if name not in given}
         options.setdefault("application_name", given.get("application_name") or "pysched")
         options["connect_timeout"] = max(1, round(connect_timeout_s))
         # Prepared at first use: the store has a few dozen statements and runs each again and again.
         self._options = {**options, "autocommit": True, "prepare_threshold": 0}
-        self._pool: ConnectionPool[Conn] = ConnectionPool(
+        self._pool: ConnectionPool[Link] = ConnectionPool(
             url,
+            connection_class=Link,
             kwargs=self._options,
             min_size=1,
             max_size=pool_size,
@@ -70,7 +79,7 @@ class Database:
             reconnect_timeout=_RECONNECT_S,
             num_workers=2,
             name="pysched",
-            configure=_configure,
+            configure=self._configure,
             check=_check,
         )
 
@@ -83,12 +92,40 @@ class Database:
     def close(self) -> None:
         self._pool.close()
 
-    def connect(self) -> Conn:
-        """A connection outside the pool, the caller's to close."""
+    def connect(self, *, limit_s: float | None = None) -> Link:
+        """A connection outside the pool, the caller's to close; with `limit_s` it bears no longer silence than that."""
         with self._errors():
-            conn = psycopg.connect(self._url, **self._options)
-            _configure(conn)
-            return conn
+            timeout_s = self._options["connect_timeout"] if limit_s is None else max(1, round(limit_s))
+            link = Link.connect(self._url, **{**self._options, "connect_timeout": timeout_s})
+            link.limit_s = limit_s
+            self._configure(link)
+            return link
+
+    @property
+    def is_on_a_socket(self) -> bool:
+        """Whether the URL names a Unix socket of this machine: then whoever refuses there is the server itself."""
+        return self._on_a_socket
+
+    def _configure(self, link: Link) -> None:
+        try:
+            *_, (pid,) = link.execute(_SESSION)
+        except BaseException:
+            link.close()
+            raise
+        link.look = self._look
+        link.server_pid = int(pid)
+
+    def _look(self, server_pid: int) -> Look:
+        """What the server does for a connection that hears nothing from it."""
+        options = {**self._options, "connect_timeout": round(_PROBE_S)}
+        try:
+            with Link.connect(self._url, **options) as probe:
+                probe.limit_s = _PROBE_S
+                row = probe.execute(_LOOK, {"pid": server_pid}).fetchone()
+        except psycopg.OperationalError as error:
+            answered = isinstance(self._translate(error), DatabaseDown) or "FATAL" in str(error)
+            return Look.UNKNOWN if answered else Look.SILENT
+        return Look.WORKS if row is not None and row[0] else Look.WAITS
 
     def execute(self, query: bytes, parameters: dict[str, Any] | None = None) -> list[tuple[Any, ...]]:
         """All rows of one statement, which is its own transaction: one round trip."""
@@ -99,14 +136,14 @@ class Database:
 
         return self._retrying(run)
 
-    def transaction(self, work: Callable[[Conn], T]) -> T:
+    def transaction(self, work: Callable[[Conn], T], *, pipelined: bool = True) -> T:
         """`work` in one transaction, begun again after a deadlock, a serialization failure or `Raced`.
 
-        Statements are pipelined: they go out without waiting until a result is asked for.
+        Statements are pipelined: they go out without waiting until a result is asked for.  COPY cannot be.
         """
 
         def run(conn: Conn) -> T:
-            with conn.pipeline(), conn.transaction():
+            with conn.pipeline() if pipelined else nullcontext(), conn.transaction():
                 return work(conn)
 
         return self._retrying(run)
@@ -121,10 +158,14 @@ class Database:
         return self.transaction(run)
 
     @contextmanager
-    def session(self) -> Iterator[Conn]:
+    def session(self) -> Iterator[Link]:
         """A pooled connection, in autocommit."""
-        with self._errors(), self._pool.connection() as conn:
+        with self._errors(), self._pool.connection(_BRIEF_S if self._brief else self._timeout_s) as conn:
             yield conn
+
+    def be_brief(self, brief: bool) -> None:
+        """Whether to wait for a pooled connection only as long as a healthy server takes to give one."""
+        self._brief = brief
 
     @contextmanager
     def translated(self) -> Iterator[None]:
@@ -154,22 +195,70 @@ class Database:
 
     def _translate(self, error: psycopg.Error) -> StoreError:
         if isinstance(error, PoolTimeout):
-            return DatabaseUnreachable(f"PostgreSQL at {self._where} does not answer within {self._timeout_s:g} s")
+            return DatabaseUnreachable(f"PostgreSQL at {self._where} gives no connection in time")
         text = _one_line(str(error))
-        code = error.sqlstate
-        away = isinstance(error, psycopg.OperationalError) and (
-            code is None or code.startswith(("08", "57P")) or code == "53300"  # connection, shutdown, too many clients
-        )
-        kind = DatabaseUnreachable if away else StoreError
-        return kind(f"PostgreSQL at {self._where}: {text}")
+        return _kind(error, text)(f"PostgreSQL at {self._where}: {text}")
 
 
 class _Conflict(Exception):
     """The server chose this transaction to break a deadlock, or could not serialize it."""
 
 
-def _configure(conn: Conn) -> None:
-    conn.execute(_SESSION)
+class Line:
+    """A connection of its own for one purpose, opened at need, with a limit to each wait.  One caller at a time.
+
+    Whatever goes wrong closes it, so a call that returns went over the same connection as the call before, unless
+    that one raised.
+    """
+
+    def __init__(self, database: Database, limit_s: float) -> None:
+        self._database = database
+        self._limit_s = limit_s
+        self._link: Link | None = None
+        self._closed = False
+        self._lock = threading.Lock()
+
+    def execute(self, query: bytes, parameters: dict[str, Any] | None = None) -> list[tuple[Any, ...]]:
+        """All rows of one statement, which is its own transaction; `DatabaseUnreachable` after at most a connect and
+        an answer of `limit_s` each, and as long for a caller before."""
+        if not self._lock.acquire(timeout=2 * self._limit_s):
+            raise DatabaseUnreachable(f"PostgreSQL does not answer within {self._limit_s:g} s")
+        try:
+            if self._closed:
+                raise DatabaseUnreachable("the store is closed")
+            with self._database.translated():
+                if self._link is None:
+                    self._link = self._database.connect(limit_s=self._limit_s)
+                cursor = self._link.execute(query, parameters)
+                return cursor.fetchall() if cursor.description else []
+        except BaseException:
+            self._drop()
+            raise
+        finally:
+            self._lock.release()
+
+    def close(self) -> None:
+        with self._lock:
+            self._closed = True
+            self._drop()
+
+    def _drop(self) -> None:
+        if self._link is not None:
+            self._link.close()
+            self._link = None
+
+
+def _kind(error: psycopg.Error, text: str) -> type[StoreError]:
+    """Our class for an error.  One of connecting has no SQLSTATE, only its text."""
+    code = error.sqlstate
+    if code == "25006":  # read_only_sql_transaction
+        return DatabaseReadOnly
+    if not isinstance(error, psycopg.OperationalError):
+        return StoreError
+    if code is None:
+        return DatabaseDown if any(refusal in text for refusal in _REFUSALS) else DatabaseUnreachable
+    # connection, shutdown, too many clients
+    return DatabaseUnreachable if code.startswith(("08", "57P")) or code == "53300" else StoreError
 
 
 def _check(conn: Conn) -> None:
@@ -202,6 +291,11 @@ def _where(given: dict[str, Any]) -> str:
     port = f":{given['port']}" if given.get("port") and not str(host).startswith("/") else ""
     name = f" (database {given['dbname']})" if given.get("dbname") else ""
     return f"{host}{port}{name}"
+
+
+def _is_socket(given: dict[str, Any]) -> bool:
+    host = str(given.get("host") or "")
+    return host.startswith(("/", "@")) and "," not in host and not given.get("hostaddr")
 
 
 def _one_line(text: str) -> str:

@@ -9,7 +9,8 @@
            postgres.log
 
 Processes that use the server (a node, the API) come and go: the first starts it, the last stops it.  The server
-itself belongs to nobody: it has its own session, lives on if its user is killed, and the next one adopts it.  It
+itself belongs to nobody: it has its own session, lives on if its user is killed, and the next one adopts it.  Each of
+them waits for its end in a thread; should it come while they use it, the first one to notice starts it again.  It
 listens on a Unix socket only.  initdb and the server refuse to run as root; for root they run as an unprivileged
 user, who must be able to reach the cluster, so it lies elsewhere if the home's parents are closed.
 """
@@ -20,15 +21,18 @@ import contextlib
 import fcntl
 import os
 import secrets
+import select
 import shlex
 import shutil
 import signal
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from urllib.parse import quote
 
 import psutil
+import structlog
 from psycopg import pq
 
 from pysched.errors import EmbeddedError
@@ -39,6 +43,7 @@ from pysched.store.placement import PORT, Owner, Placement, place
 _POLL_S = 0.005
 _LOG_BYTES = 16 * 1024 * 1024  # a larger log is set aside at the next start
 _INITDB_S = 120.0
+_REVIVE_S = (0.5, 30.0)  # first and longest pause between two tries to start a server that has ended
 # Synced to disk: an acknowledged task must not lose the files below it to a power cut.
 _INITDB = ["--username=pysched", "--auth=scram-sha-256", "--encoding=UTF8", "--locale=C", "--no-instructions"]
 _LOCALE_17 = ["--locale-provider=builtin", "--builtin-locale=C.UTF-8"]  # from version 17 on: knows é from É
@@ -80,7 +85,8 @@ class EmbeddedServer:
             with _told_in_one_line(), self._locked():
                 url = self._enter(users)
             try:
-                yield url
+                with self._kept_running():
+                    yield url
             finally:
                 with _told_in_one_line(), self._locked():
                     # Explicitly, since a forked child may still hold a copy of the descriptor.
@@ -89,6 +95,36 @@ class EmbeddedServer:
                         self._stop_unless_used(users, self._placement())
         finally:
             os.close(users)
+
+    @contextlib.contextmanager
+    def _kept_running(self) -> Iterator[None]:
+        """Inside the block, a server that has ended is started again."""
+        bell = os.eventfd(0, os.EFD_CLOEXEC)
+        keeper = threading.Thread(target=self._keep, args=(bell,), name="postgres", daemon=True)
+        keeper.start()
+        try:
+            yield
+        finally:
+            os.eventfd_write(bell, 1)  # it stays rung: nothing reads it
+            keeper.join()
+            os.close(bell)
+
+    def _keep(self, bell: int) -> None:
+        log = structlog.get_logger("postgres")
+        pause_s = _REVIVE_S[0]
+        while not _await_postmaster(self._placement(), bell):
+            try:
+                with _told_in_one_line(), self._locked():
+                    if _postmaster(self._placement()) is None:
+                        log.error("PostgreSQL has ended, starting it again", said=self._placement().last_words())
+                        self._make_ready(self._placement())
+                        log.info("PostgreSQL runs again")
+                pause_s = _REVIVE_S[0]
+            except EmbeddedError as error:
+                log.error("PostgreSQL does not start again", error=str(error), next_try_in_s=pause_s)
+                if _rings(bell, pause_s):
+                    return
+                pause_s = min(pause_s * 2, _REVIVE_S[1])
 
     def destroy(self) -> None:
         """Stop the server and remove its cluster, wherever it lies, with its log and password."""
@@ -303,6 +339,32 @@ def _postmaster(placement: Placement) -> psutil.Process | None:
     except psutil.NoSuchProcess:
         return None
     return process if process is not None and _works_in(process, placement.data) else None
+
+
+def _await_postmaster(placement: Placement, bell: int) -> bool:
+    """Until the server ends (False), also if it has already, or `bell` rings (True)."""
+    postmaster = _postmaster(placement)
+    if postmaster is None:
+        return _rings(bell, 0)
+    try:
+        process = os.pidfd_open(postmaster.pid)
+    except ProcessLookupError:
+        return _rings(bell, 0)
+    try:
+        if not _works_in(postmaster, placement.data):  # once more, now that the pidfd holds it
+            return _rings(bell, 0)
+        waiting = select.poll()
+        waiting.register(bell, select.POLLIN)
+        waiting.register(process, select.POLLIN)
+        return bell in dict(waiting.poll())
+    finally:
+        os.close(process)
+
+
+def _rings(bell: int, timeout_s: float) -> bool:
+    waiting = select.poll()
+    waiting.register(bell, select.POLLIN)
+    return bool(waiting.poll(timeout_s * 1000))
 
 
 def _works_in(process: psutil.Process, folder: Path) -> bool:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import uuid
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence, Set
 from typing import Any
 
 from pysched.errors import InputError, NotFoundError
@@ -52,9 +52,28 @@ def finish(
                 tally["retried", priority] += 1
         settle(conn, [(record.id, STATES[record.status]) for record in records], tally)
         count(conn, home, tally)
-        return records, [key for key in by_key if key not in owned]
+        return _answer(conn, by_key, owned, records)
 
     return database.transaction(work) if by_key else ([], [])
+
+
+def _answer(
+    conn: Conn, by_key: Mapping[AttemptKey, Outcome], owned: Set[AttemptKey], records: list[Record]
+) -> tuple[list[Record], list[AttemptKey]]:
+    """What the caller learns: also of ends that it wrote before, in a call whose answer was lost.
+
+    An attempt that never had a process leaves no row to know it by, and nothing that could be lost either.
+    """
+    others = {key: outcome for key, outcome in by_key.items() if key not in owned and not outcome.void}
+    if not others:
+        return records, []
+    rows = conn.execute(_QUERIES.written_before, _columns(list(others.values()))).fetchall()
+    for task_id, *columns, attempt, token in rows:
+        del others[AttemptKey(id=task_id, attempt=attempt, token=token)]
+        record = record_of((task_id, *columns))
+        if State(record.status).terminal and record.attempts == attempt:
+            records.append(record)
+    return records, list(others)
 
 
 def cancel(database: Database, task_id: str) -> State:

@@ -2,7 +2,7 @@
 
 Each method is one transaction, committed when it returns (rule 2), so an exception means that nothing is known
 to have happened: the caller may simply call again, since repeating a call that did commit changes nothing.
-The exception is `claim`, whose lost answer `held` gives again.
+The exception is `claim`, whose lost answer `unstarted` gives again.
 
 All raise `DatabaseUnreachable` if PostgreSQL does not answer and `StoreError` if it refuses.
 """
@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import Any
 
-from pysched.errors import ConflictError, NotFoundError, TaskError
+from pysched.errors import ConflictError, DatabaseReadOnly, NotFoundError, TaskError
 from pysched.model import (
     LISTENING,
     Abandoned,
@@ -38,13 +38,14 @@ from pysched.policy import Overdue
 from pysched.store import accepting, arrays, ending, migrate, retention, sql, views
 from pysched.store.claiming import Claimer, claim_of
 from pysched.store.control import Control
-from pysched.store.database import Conn, Database
+from pysched.store.database import Conn, Database, Line
 from pysched.task import Task
 
 _CLAIM = sql.load("claim")
 _NODES = sql.load("nodes")
 _VIEW = sql.load("view")
 _PROMOTE_BATCH = 1_000
+_LIMIT_S = 2.0  # for an answer to a renewal or a ping
 
 Row = dict[str, Any]
 
@@ -63,6 +64,8 @@ class Store(Control):
     def __init__(self, url: str, *, pool_size: int = 4, connect_timeout_s: float = 5.0) -> None:
         """`url` is a libpq connection string; nothing is sent before `open`."""
         self._database = Database(url, pool_size=pool_size, connect_timeout_s=connect_timeout_s)
+        self._lease = Line(self._database, _LIMIT_S)  # never behind what the pool does
+        self._pings = Line(self._database, _LIMIT_S)
         self._listening = threading.Lock()
         self._listener: Conn | None = None
         self._schema = len(migrate.migrations())  # the version this code knows
@@ -77,11 +80,17 @@ class Store(Control):
     def close(self) -> None:
         """Close all connections.  A thread in `notifications` is waited for."""
         self.hush()
+        self._lease.close()
+        self._pings.close()
         self._database.close()
         with self._listening:
             if self._listener is not None:
                 self._listener.close()
                 self._listener = None
+
+    def be_brief(self, brief: bool) -> None:
+        """While the database is known not to answer: fail after half a second instead of waiting for a connection."""
+        self._database.be_brief(brief)
 
     def __enter__(self) -> Store:
         self.open()
@@ -98,8 +107,15 @@ class Store(Control):
             migrate.migrate(conn, migrate.migrations())
 
     def ping(self) -> None:
-        """Return if the database answers."""
-        self._database.execute(b"SELECT 1")
+        """Return if the database answers, within a few seconds, and takes writes; `DatabaseReadOnly` if it does not."""
+        ((read_only,),) = self._pings.execute(_VIEW.is_read_only)
+        if read_only:
+            raise DatabaseReadOnly("PostgreSQL takes no writes now: it is a standby, or default_transaction_read_only")
+
+    @property
+    def is_on_a_socket(self) -> bool:
+        """Whether the server is reached through a Unix socket: then whoever refuses there is the server itself."""
+        return self._database.is_on_a_socket
 
     # ── intake ────────────────────────────────────────────────────────────────────────────────────
 
@@ -126,10 +142,33 @@ class Store(Control):
         parameters = {name: getattr(info, name) for name in info.__slots__}
         self._database.execute(_NODES.register, {**parameters, "lease_s": lease_s})
 
-    def renew(self, incarnation: uuid.UUID, lease_s: float, *, running: int) -> bool:
-        """Extend the lease; False if the node has ended or was swept, so that it owns nothing any more."""
+    def renew(self, incarnation: uuid.UUID, lease_s: float, *, running: int) -> int | None:
+        """Extend the lease; None if the node has ended or was swept, so that it owns nothing any more, else how many
+        other nodes there may be.
+
+        On a connection of its own, which an error closes: two calls that returned with none between that raised
+        went over the same one.  Waits a few seconds at most; the same holds for `revive` and `end_expired`.
+        """
         parameters = {"incarnation": incarnation, "lease_s": lease_s, "running": running}
-        return bool(self._database.execute(_NODES.renew, parameters))
+        rows = self._lease.execute(_NODES.renew, parameters)
+        return rows[0][0] if rows else None
+
+    def revive(self, info: NodeInfo, lease_s: float) -> None:
+        """Begin the life of a node that was swept anew, when it holds nothing any more that it knows of.
+
+        What the store still counts as its own then is: `unstarted` tells.  Tokens are a claim's, not a node's, so
+        nothing that was written about its former attempts can be mistaken for the new ones'.
+        """
+        parameters = {name: getattr(info, name) for name in info.__slots__}
+        self._lease.execute(_NODES.revive, {**parameters, "lease_s": lease_s})
+
+    def end_expired(self) -> int:
+        """End the nodes that let their lease run out; returns how many.
+
+        Only for a node that could renew without a failure for a whole lease: then the server has been there for all
+        others as long.
+        """
+        return len(self._lease.execute(_NODES.end_expired))
 
     def end_node(self, incarnation: uuid.UUID) -> None:
         """A node's orderly end; whatever it still holds is abandoned from now on."""
@@ -163,11 +202,10 @@ class Store(Control):
         return len(self._database.execute(_NODES.take_over, {"home": home, "incarnation": incarnation}))
 
     def abandoned(self, limit: int) -> builtins.list[Abandoned]:
-        """Claims of nodes that ended or let their lease run out; ends the latter for good.
+        """Claims of nodes that have ended.
 
         Two nodes may be given the same ones: the fence lets one `finish` through.
         """
-        self._database.execute(_NODES.end_expired)
         rows = self._database.execute(_NODES.abandoned, {"limit": limit})
         return [_abandoned(row) for row in rows]
 
@@ -215,9 +253,9 @@ class Store(Control):
         slow."""
         return Claimer(self._database, incarnation, self._schema)
 
-    def held(self, incarnation: uuid.UUID) -> builtins.list[Claim]:
-        """All that a node holds, claimed or running: what it compares with its memory after a lost answer."""
-        return [claim_of(row) for row in self._database.execute(_CLAIM.held, {"node": incarnation})]
+    def unstarted(self, incarnation: uuid.UUID) -> builtins.list[AttemptKey]:
+        """What a node has claimed and not started: what it compares with its memory after a lost answer."""
+        return [_key(row) for row in self._database.execute(_CLAIM.unstarted, {"node": incarnation})]
 
     def promote(self) -> float | None:
         """Queue the scheduled tasks whose time has come; seconds until the next one's, None if there is none."""
@@ -252,7 +290,7 @@ class Store(Control):
         the tasks that waited for it, any other end cancels them, all the way down.
 
         Returns the records of the tasks that ended, and the attempts that were not the caller's to end: nothing
-        was written about those.
+        was written about those.  Repeated after its answer was lost, it gives that answer.
         """
         return ending.finish(self._database, outcomes, home=home)
 

@@ -169,6 +169,8 @@ def test_reload_loads_both_anew_and_jobs_do_not_notice(site: Site, gate: Path) -
     guard = site.node()
     site.drop("job", {"command": f"echo $PPID; read line < {gate}; echo $PPID; exit 7", "max_retries": 0})
     wait_until(lambda: states(site) == {"running": 1}, "the job to run")
+    for number in range(3):  # ends in the middle of it
+        site.drop(f"busy{number}", {"command": "exit 1", "max_retries": 50, "retry_delay_s": 0.05})
     before = node_pid(guard)
     (site.home / "pysched.toml").write_text("ageing_s = 1.0\n")
     reload = [sys.executable, "-m", "pysched.cli", "reload", "--home", str(site.home)]
@@ -185,6 +187,7 @@ def test_reload_loads_both_anew_and_jobs_do_not_notice(site: Site, gate: Path) -
     assert (record["exit_code"], record["attempts"]) == (7, 1)
     assert Path(record["stdout"]).read_text() == f"{before}\n{before}\n"  # a shell asks once
     assert guard.terminate() == 0
+    assert "defect" not in guard.messages
 
 
 def test_a_reload_of_nothing_is_one_line(site: Site) -> None:

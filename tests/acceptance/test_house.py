@@ -35,7 +35,7 @@ class TestMakefile:
             ("bench-peers", ["-m venv", "pip install", "hyperqueue", "-m benchmarks.peers.compare"]),
             ("bench-cli", ["-m benchmarks.command_line"]),
             ("bench-server", ["benchmarks/benchmark.py"]),
-            ("chaos", ["-m tests.chaos --kills 200"]),
+            ("chaos", ["-m tests.chaos --kills 200", "-m tests.chaos.syscalls", "-m tests.chaos.three_nodes"]),
             ("clean", ["rm -rf build"]),
         ],
     )

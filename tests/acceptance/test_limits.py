@@ -83,6 +83,6 @@ def test_a_full_disk_stops_claims_keeps_results_and_is_survived(site: Site, smal
     assert site.done_ids() == []
     (small_disk / "ballast").unlink()
     assert {record["status"] for record in site.all_done(2).values()} == {"succeeded"}
-    node.await_message("there is disk space again")
+    node.await_message("claims go on")
     assert node.messages.count("out of disk space") == 1
     assert node.terminate() == 0

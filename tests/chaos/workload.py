@@ -7,6 +7,7 @@ import json
 import os
 import random
 import threading
+import time
 from dataclasses import dataclass, replace
 from typing import Any
 from urllib.parse import urlsplit
@@ -111,8 +112,9 @@ class Clients:
 
     def join(self, timeout_s: float) -> bool:
         """Whether everything was submitted, and answered as far as somebody waited for the answer."""
+        deadline = time.monotonic() + timeout_s
         for thread in self._threads:
-            thread.join(timeout_s)
+            thread.join(max(0.0, deadline - time.monotonic()))
         return not any(thread.is_alive() for thread in self._threads)
 
     def _run(self) -> None:

@@ -83,17 +83,19 @@ class Service:
             if self.process is not None and self.process.poll() is None:
                 self.process.send_signal(signal.SIGTERM)
 
-    def await_end(self) -> bool:
-        """Whether it ended by itself; else it is killed."""
+    def await_end(self) -> str | None:
+        """None if it ended by itself; else it is killed, and this is what it was doing."""
         if self.process is None:
-            return True
+            return None
         try:
             self.process.wait(STOP_S)
         except subprocess.TimeoutExpired:
+            pid = self.process.pid
+            doing = [processes.describe(each) for each in (pid, *processes.descendants(pid))]
             self.process.kill()
             self.process.wait()
-            return False
-        return True
+            return "\n".join([f"{self.name} did not stop", *doing, self.messages[-1500:]])
+        return None
 
     @property
     def pid(self) -> int | None:
@@ -270,7 +272,7 @@ class World:
         """Stop all services as their users would; what did not stop."""
         for service in self.services:
             service.terminate()
-        return [f"{service.name} did not stop" for service in self.services if not service.await_end()]
+        return [late for service in self.services if (late := service.await_end()) is not None]
 
     def last_words(self) -> str:
         """For somebody who wants to know why it hangs."""

@@ -69,13 +69,13 @@ class TestClaim:
             assert node.key().id == "b"
         assert node.key().id == "a"
 
-    def test_held_tells_it_again(self, store: Store) -> None:
-        accept(store, task("a"), task("b"))
+    def test_a_lost_answer_is_told_again(self, store: Store) -> None:
+        accept(store, task("a"), task("b"), task("c"))
         node, other = Node(store), Node(store)
-        claims = node.claim(limit=1)
-        node.start(claims[0].key)
+        first, second = node.claim(limit=1), node.claim(limit=1)
+        node.start(first[0].key)
         other.claim()
-        assert store.held(node.incarnation) == claims
+        assert store.unstarted(node.incarnation) == [second[0].key]
 
     def test_nothing_while_paused(self, store: Store) -> None:
         accept(store, task("a"))
@@ -91,7 +91,7 @@ class TestClaim:
         node = Node(store)
         node.expire(store_url)
         assert node.claim() == []
-        assert store.renew(node.incarnation, 60, running=0)
+        assert store.renew(node.incarnation, 60, running=0) == 0
         assert len(node.claim()) == 1
 
     def test_nothing_for_a_node_that_drains_has_ended_or_is_unknown(self, store: Store) -> None:
@@ -380,6 +380,56 @@ class TestFence:
         key = node.key()
         records, disowned = node.finish(success(key), outcome(key, state=State.FAILED, reason="exit 1"))
         assert ([record.status for record in records], disowned) == (["succeeded"], [])
+
+
+class TestLostAnswer:
+    """The commit happened, its answer did not arrive, and the caller asks again."""
+
+    def test_of_an_end(self, store: Store) -> None:
+        accept(store, task("good"), task("bad"), task("again"), task("dependent", after=["good"]))
+        node = Node(store)
+        good, bad, again = [claim.key for claim in node.claim()]
+        ends = [
+            success(good),
+            outcome(bad, state=State.FAILED, reason="exit 1", exit_code=1),
+            outcome(again, state=State.FAILED, next_state=State.SCHEDULED, reason="exit 1", delay_s=99.0),
+        ]
+        first, disowned = node.finish(*ends)
+        assert ([record.id for record in first], disowned) == (["bad", "good"], [])
+        second, disowned = node.finish(*ends)
+        assert sorted(second, key=lambda record: record.id) == first
+        assert disowned == []
+        assert states(store, "good", "bad", "again", "dependent") == ["succeeded", "failed", "scheduled", "queued"]
+        totals = store.stats()
+        assert (totals["states"]["succeeded"], totals["states"]["failed"], totals["retried"]) == (1, 1, 1)
+
+    def test_of_an_end_that_somebody_has_undone_since(self, store: Store) -> None:
+        accept(store, task("a"))
+        node = Node(store)
+        end = outcome(node.key(), state=State.FAILED, reason="exit 1", exit_code=1)
+        node.finish(end)
+        store.retry("a")
+        assert node.finish(end) == ([], [])
+        assert states(store, "a") == ["queued"]
+        node.run()
+        assert node.finish(end) == ([], [])  # the record of the second attempt is not the first one's
+
+    def test_of_one_that_had_no_process(self, store: Store) -> None:
+        accept(store, task("a"))
+        node = Node(store)
+        end = outcome(
+            node.key(), state=State.CANCELLED, next_state=State.QUEUED, reason="shutdown", counts=False, void=True
+        )
+        assert node.finish(end) == ([], [])
+        assert node.finish(end) == ([], [])
+        assert store.get("a")["attempts"] == []
+
+    def test_a_sweep_with_the_same_token_is_another_writer(self, store: Store) -> None:
+        accept(store, task("a"))
+        node = Node(store)
+        key = node.key()
+        Node(store).finish(outcome(key, state=State.FAILED, reason="lost"))
+        assert node.finish(outcome(key, state=State.FAILED, reason="exit 1", exit_code=1)) == ([], [key])
 
 
 class TestPromote:

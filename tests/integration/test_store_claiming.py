@@ -43,7 +43,7 @@ class Resumed:
 
 
 def test_the_order_is_the_same(store: Store) -> None:
-    draw = random.Random(7)  # noqa: S311 - a test
+    draw = random.Random(7)
     tasks = [
         task(f"t{number}", priority=draw.choice(["HIGH", "MED", "LOW"]), rank=draw.choice([-1, 0, 5]))
         for number in range(200)

@@ -26,20 +26,40 @@ def test_a_node_is_listed_while_it_lives(store: Store, store_url: str) -> None:
 def test_renewal_tells_how_much_runs(store: Store, store_url: str) -> None:
     node = Node(store)
     node.expire(store_url)
-    assert store.renew(node.incarnation, 60, running=3)  # late, but nobody had noticed
+    assert store.renew(node.incarnation, 60, running=3) == 0  # late, but nobody had noticed
     assert store.nodes()[0]["running"] == 3
 
 
 def test_who_was_swept_or_has_ended_cannot_renew(store: Store, store_url: str) -> None:
     swept, ended = Node(store), Node(store)
     swept.expire(store_url)
-    assert store.abandoned(10) == []
+    assert store.end_expired() == 1
+    assert store.end_expired() == 0
     store.end_node(ended.incarnation)
     for node in (swept, ended):
-        assert not store.renew(node.incarnation, 60, running=0)
+        assert store.renew(node.incarnation, 60, running=0) is None
         store.register(node.info, 60)  # says the same again, after a lost answer: no second life
-        assert not store.renew(node.incarnation, 60, running=0)
-    assert not store.renew(uuid.uuid4(), 60, running=0)
+        assert store.renew(node.incarnation, 60, running=0) is None
+    assert store.renew(uuid.uuid4(), 60, running=0) is None
+
+
+def test_renewal_tells_whether_there_are_others(store: Store) -> None:
+    node = Node(store)
+    assert store.renew(node.incarnation, 60, running=0) == 0
+    other = Node(store)
+    assert store.renew(node.incarnation, 60, running=0) == 1
+    store.end_node(other.incarnation)
+    assert store.renew(node.incarnation, 60, running=0) == 0
+
+
+def test_who_was_swept_may_begin_anew(store: Store, store_url: str) -> None:
+    node = Node(store)
+    store.drain(node.incarnation)
+    node.expire(store_url)
+    store.end_expired()
+    store.revive(node.info, 60)
+    assert store.renew(node.incarnation, 60, running=0) == 0
+    assert store.nodes()[0]["draining"]  # it is the same node
 
 
 def test_registering_twice_is_once(store: Store) -> None:
@@ -56,8 +76,8 @@ def test_a_new_incarnation_ends_those_before_it_in_its_home_alone(store: Store) 
     after = Node(store, home=home)
     assert store.take_over(home, after.incarnation) == 1
     assert store.take_over(home, after.incarnation) == 0
-    assert not store.renew(before.incarnation, 60, running=0)
-    assert store.renew(elsewhere.incarnation, 60, running=0)
+    assert store.renew(before.incarnation, 60, running=0) is None
+    assert store.renew(elsewhere.incarnation, 60, running=0) == 1
     assert [item.claim.key for item in store.abandoned(10)] == [key]
 
 
@@ -73,6 +93,8 @@ def test_abandoned_tells_what_had_started(store: Store, store_url: str) -> None:
     started, claimed = [claim.key for claim in node.claim()]
     node.start(started)
     node.expire(store_url)
+    assert store.abandoned(10) == []  # nobody has judged it yet
+    store.end_expired()
     first, second = store.abandoned(10)
     assert (first.claim.key, first.node, first.pid) == (started, str(node.incarnation), 7)
     assert first.started_at is not None
@@ -86,6 +108,7 @@ def test_a_sweep_can_be_repeated_until_its_result_is_written(store: Store, store
     node, sweeper = Node(store), Node(store)
     key = node.key()
     node.expire(store_url)
+    store.end_expired()
     assert store.abandoned(10) == store.abandoned(10)
     sweeper.finish(outcome(key, state=State.CANCELLED, next_state=State.QUEUED, reason="shutdown", counts=False))
     assert store.abandoned(10) == []
@@ -97,6 +120,7 @@ def test_two_sweepers_write_one_end(store: Store, store_url: str) -> None:
     node, *sweepers = [Node(store) for _ in range(4)]
     node.claim()
     node.expire(store_url)
+    store.end_expired()
 
     def sweep(sweeper: Node) -> int:
         lost = [outcome(item.claim.key, state=State.FAILED, reason="lost") for item in store.abandoned(1_000)]
@@ -112,6 +136,7 @@ def test_until_somebody_has_ended_its_attempts_a_late_node_may(store: Store, sto
     node = Node(store)
     key = node.key()
     node.expire(store_url)
+    store.end_expired()
     store.abandoned(10)
     assert node.finish(success(key))[1] == []
     assert states(store, "a") == ["succeeded"]
@@ -155,6 +180,7 @@ def test_what_was_adopted_keeps_its_launcher_until_it_ends(store: Store, store_u
         assert (adopted.node, adopted.crashes) == (str(first.incarnation), 0)
         store.take_over(home, node.incarnation)
     node.expire(store_url)
+    store.end_expired()
     (found,) = store.abandoned(10)
     assert (found.holder, found.node) == (node.incarnation, str(first.incarnation))
     node.finish(outcome(key, state=State.FAILED, next_state=State.QUEUED, reason="lost", crashed=True))
@@ -162,6 +188,7 @@ def test_what_was_adopted_keeps_its_launcher_until_it_ends(store: Store, store_u
     claimed = again.key()
     again.start(claimed)
     again.expire(store_url)
+    store.end_expired()
     (found,) = store.abandoned(10)
     assert (found.node, found.crashes) == (str(again.incarnation), 1)
 
@@ -173,6 +200,7 @@ def test_a_sweep_of_the_old_holder_does_not_end_what_was_adopted(store: Store, s
     key = before.key()
     before.start(key)
     before.expire(store_url)
+    store.end_expired()
     (found,) = store.abandoned(10)
     after = Node(store, home=home)
     store.adopt(home, after.incarnation, tokens=[key.token], suspects=[])
@@ -191,6 +219,7 @@ def test_crashes_are_counted_one_after_the_other(store: Store, store_url: str) -
         node = Node(store)
         node.start(node.key())
         node.expire(store_url)
+        store.end_expired()
         (found,) = store.abandoned(10)
         return found.crashes
 

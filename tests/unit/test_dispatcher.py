@@ -84,7 +84,9 @@ def dispatching(core: StillCore, claims: Claims) -> Iterator[Dispatcher]:
         prepare=lambda key, task: _PROGRAM,
         unstartable=lambda claim, error: None,
         ageing_s=0.0,
-        full=lambda: None,
+        hold=lambda: None,
+        fenced=lambda: False,
+        reconcile=lambda: None,
     )
     instance.start()
     try:

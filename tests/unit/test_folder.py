@@ -147,13 +147,13 @@ def test_what_cannot_be_removed_is_tried_again_ever_less_often(
     clock = Clock(monkeypatch)
     path = drop(folder, "x.task")
 
-    def fail(_: Path) -> None:
+    def fail(_: str) -> None:
         raise OSError(errno.EIO, "bad disk")
 
     (file,) = folder.scan()
     pauses = []
     with monkeypatch.context() as patch:
-        patch.setattr(Path, "unlink", fail)
+        patch.setattr(os, "unlink", fail)
         for _ in range(12):
             with pytest.raises(OSError, match="bad disk"):
                 folder.remove(file)
@@ -166,3 +166,23 @@ def test_what_cannot_be_removed_is_tried_again_ever_less_often(
     assert pauses[-1] == 300.0
     folder.remove(file)
     assert not path.exists()
+
+
+def test_files_that_cannot_be_removed_take_no_place_of_others(
+    folder: QueueFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pysched.intake.folder.SCAN_MAX", 2)
+    for name in ("a.task", "b.task"):
+        drop(folder, name)
+    with monkeypatch.context() as broken:
+        broken.setattr(os, "unlink", _refuse)
+        for file in folder.scan():
+            with pytest.raises(PermissionError):
+                folder.remove(file)
+    assert folder.scan() == []
+    drop(folder, "c.task")
+    assert [file.name for file in folder.scan()] == ["c.task"]
+
+
+def _refuse(*_: object) -> None:
+    raise PermissionError

@@ -35,7 +35,7 @@ RETURNING id, attempts, token, priority, rank, sequence, spec, failures, submitt
 
 -- name: resume
 -- The same, from a place in each class on: what follows it in its rank (`same`), and then what is of a lower rank.  The
--- arms stop at `limit` in all, because rows are locked only as they are taken out.
+-- outer limit stops both arms, and what they have not given out is not locked; theirs tell the planner to go by the index.
 WITH allowed AS (
     SELECT FROM pysched.nodes
     WHERE incarnation = %(node)s::uuid AND ended_at IS NULL AND NOT draining AND lease_until > clock_timestamp()
@@ -54,6 +54,7 @@ WHERE ctid = ANY(ARRAY(
             WHERE head.same = 1 AND place = 'ready' AND priority = head.priority
               AND rank = head.rank AND sequence > head.sequence AND EXISTS (SELECT FROM allowed)
             ORDER BY sequence
+            LIMIT %(limit)s::integer
             FOR NO KEY UPDATE SKIP LOCKED
         ) AS same
         UNION ALL
@@ -62,6 +63,7 @@ WHERE ctid = ANY(ARRAY(
             WHERE head.same = 0 AND place = 'ready' AND priority = head.priority
               AND rank < head.rank AND EXISTS (SELECT FROM allowed)
             ORDER BY rank DESC, sequence
+            LIMIT %(limit)s::integer
             FOR NO KEY UPDATE SKIP LOCKED
         ) AS lower
     ) AS ready
@@ -70,10 +72,9 @@ WHERE ctid = ANY(ARRAY(
 RETURNING id, attempts, token, priority, rank, sequence, spec, failures, submitted_at,
     extract(epoch FROM clock_timestamp() - ready_at)::float8;
 
--- name: held
-SELECT id, attempts, token, priority, rank, sequence, spec, failures, submitted_at,
-    extract(epoch FROM clock_timestamp() - ready_at)::float8
-FROM pysched.tasks WHERE place = 'claimed' AND holder = %(node)s::uuid;
+-- name: unstarted
+SELECT id, attempts, token FROM pysched.tasks
+WHERE place = 'claimed' AND holder = %(node)s::uuid AND state = 'queued';
 
 -- name: promote
 WITH due AS (

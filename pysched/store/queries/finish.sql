@@ -65,6 +65,18 @@ SELECT id, attempt, token, name, type, priority, state, reason, exit_code, signa
     (SELECT pg_notify('pysched', 'ready')::text WHERE EXISTS (SELECT FROM changed WHERE state = 'queued'))
 FROM changed;
 
+-- name: written_before
+-- Of ends that `finish` found not to be the caller's: those that the caller wrote itself, in a call whose answer was lost.
+-- By token alone that could be a sweep's verdict; nobody but the caller ends an attempt at its microsecond.
+SELECT t.id, t.name, t.type, t.priority, t.state, t.reason, t.exit_code, t.signal, t.attempts, t.node::text,
+    t.submitted_at, t.started_at, t.finished_at, t.run_ms, t.result, t.stdout, t.stderr, a.attempt, a.token
+FROM unnest(
+    %(ids)s::text[], %(attempts)s::integer[], %(tokens)s::bigint[], %(attempt_states)s::text[], %(ends)s::timestamptz[]
+) AS e (id, attempt, token, attempt_state, finished_at)
+JOIN pysched.attempts AS a ON a.task_id = e.id AND a.attempt = e.attempt AND a.token = e.token
+    AND a.state = e.attempt_state AND a.finished_at = e.finished_at
+JOIN pysched.tasks AS t ON t.id = e.id;
+
 -- name: unblock
 -- Rows are locked in the order of their ids, so that two finishes that free the same tasks do not deadlock.
 WITH freed AS (

@@ -11,7 +11,13 @@ UPDATE pysched.nodes
 SET renewed_at = clock_timestamp(), lease_until = clock_timestamp() + make_interval(secs => %(lease_s)s),
     running = %(running)s
 WHERE incarnation = %(incarnation)s AND ended_at IS NULL
-RETURNING 1;
+RETURNING (SELECT count(*) FROM pysched.nodes WHERE incarnation <> %(incarnation)s AND ended_at IS NULL);
+
+-- name: revive
+INSERT INTO pysched.nodes AS n (incarnation, home, host, pid, workers, lanes, version, started_at, renewed_at, lease_until)
+VALUES (%(incarnation)s, %(home)s, %(host)s, %(pid)s, %(workers)s, %(lanes)s, %(version)s, now(), now(),
+    now() + make_interval(secs => %(lease_s)s))
+ON CONFLICT (incarnation) DO UPDATE SET renewed_at = now(), lease_until = excluded.lease_until, ended_at = NULL;
 
 -- name: end
 UPDATE pysched.nodes SET ended_at = now(), running = 0 WHERE incarnation = %(incarnation)s AND ended_at IS NULL;
@@ -33,7 +39,8 @@ RETURNING 1;
 
 -- name: end_expired
 UPDATE pysched.nodes SET ended_at = clock_timestamp(), running = 0
-WHERE ended_at IS NULL AND lease_until <= clock_timestamp();
+WHERE ended_at IS NULL AND lease_until <= clock_timestamp()
+RETURNING 1;
 
 -- name: abandoned
 -- Asked anew it gives the same answer until `finish` has recorded what became of these attempts.

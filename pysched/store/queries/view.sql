@@ -44,3 +44,6 @@ WITH changed AS (
     UPDATE pysched.control SET paused = %(paused)s WHERE paused <> %(paused)s RETURNING paused
 )
 SELECT CASE WHEN NOT paused THEN pg_notify('pysched', 'ready')::text END FROM changed;
+
+-- name: is_read_only
+SELECT current_setting('transaction_read_only')::boolean;

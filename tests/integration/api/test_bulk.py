@@ -48,6 +48,7 @@ def test_filters_reach_the_store(api: Api) -> None:
     [
         ("node=me", "node"),
         ("submitted_since=yesterday", "submitted_since"),
+        ("finished_until=1767225600", "finished_until"),
         ("submitted_since=2026-01-01T00:00:00", "submitted_since"),  # whose midnight?
         ("id=..", "id"),
         ("tag=", "tag"),

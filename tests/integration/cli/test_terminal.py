@@ -20,7 +20,13 @@ from pysched.model import new_id
 from pysched.task import parse_task
 from tests.integration.api.conftest import Api
 
-SCHEDULER = [sys.executable, "-m", "pysched.cli"]
+# Whoever runs the tests in the background hands down that SIGINT is ignored; a shell in which people type does not.
+_AS_TYPED = """
+import os, signal, sys
+signal.signal(signal.SIGINT, signal.SIG_DFL)
+os.execv(sys.executable, [sys.executable, "-m", "pysched.cli", *sys.argv[1:]])
+"""
+SCHEDULER = [sys.executable, "-c", _AS_TYPED]
 PATIENCE_S = 60.0
 
 
