@@ -30,7 +30,7 @@ SANITIZERS := thread address
 NATIVE_TESTS ?= tests/native \
 	$(addprefix tests/unit/test_,ready_queue.py ageing.py histogram.py executor.py executor_future.py executor_process.py)
 
-.PHONY: run test check fuzz-http bench bench-durable bench-cli bench-http bench-queue bench-peers bench-server bench-ten-thousand chaos sanitize $(SANITIZERS:%=sanitize-%) coverage clean FORCE
+.PHONY: run test check fuzz-http bench bench-durable bench-cli bench-http bench-queue bench-peers bench-server bench-ten-thousand bench-warm chaos sanitize $(SANITIZERS:%=sanitize-%) coverage clean FORCE
 .DELETE_ON_ERROR:
 
 run: $(INSTALLED)
@@ -65,6 +65,12 @@ bench-durable: $(VENV)/.editable
 	$(BIN)/python -m benchmarks.durable.files
 	$(BIN)/python -m benchmarks.durable.dependencies
 	$(BIN)/python -m benchmarks.store_scale
+
+# Warm ML jobs against forks, cold starts, xargs and joblib, which has an environment of its own.
+bench-warm: $(VENV)/.editable
+	test -x build/warm/bin/python || $(PYTHON) -m venv build/warm
+	build/warm/bin/python -m pip install --quiet --disable-pip-version-check joblib numpy scikit-learn
+	$(BIN)/python -m benchmarks.warm --peers $(CURDIR)/build/warm/bin/python $(BENCH)
 
 bench-ten-thousand: $(VENV)/.editable
 	$(BIN)/python -m benchmarks.ten_thousand $(BENCH)

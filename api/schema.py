@@ -95,6 +95,7 @@ class Attempt(BaseModel):
 
 class TaskDetail(TaskView):
     attempts: list[Attempt]
+    progress: Annotated[Any, Field(description="what a running job wrote to the file PYSCHED_PROGRESS")]
     task: Annotated[Task, Field(description="as submitted, without id and defaults")]
 
 

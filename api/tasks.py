@@ -8,9 +8,11 @@ from typing import Annotated
 
 from fastapi import APIRouter, Path, Query, Response
 
+from pysched.api.backend import Row
 from pysched.api.context import Context, Shared
 from pysched.api.filters import Before, Chosen, Filter
 from pysched.api.masking import masked
+from pysched.api.progress import progress_of
 from pysched.api.schema import (
     Accepted,
     BulkCancelled,
@@ -105,7 +107,12 @@ async def get_task(
     """A task with all its attempts; with `wait` as soon as it has ended, or when the time is over."""
     if wait > 0:
         await _await_end(shared, task_id, wait)
-    return json_response(masked(await asyncio.to_thread(shared.store.get, task_id)))
+    return json_response(await asyncio.to_thread(_detail, shared, task_id))
+
+
+def _detail(shared: Context, task_id: str) -> Row:
+    task = shared.store.get(task_id)
+    return {**masked(task), "progress": progress_of(shared, task)}
 
 
 @router.get(

@@ -23,8 +23,8 @@
 # From the reply on nothing tells a warm job from a command.
 #
 # What kill -9 of the node leaves (see attempt_table.pyx): the zygote is in the node's process group, which the guard
-# kills.  A job writes its pid into its attempt's row before it leaves that group, so one that survives stands there, and
-# what stands nowhere never ran.  The mark is what it sets last, after the reply has gone: without it, it has not begun.
+# kills.  A job writes its pid into its attempt's row before it leaves that group: one that survives stands there, and
+# what stands nowhere never ran.  The mark is what it sets last, after the reply has gone; without it it has not begun.
 
 from libc.errno cimport E2BIG, EAGAIN, ECONNRESET, EMFILE, EMSGSIZE, EPIPE
 from libc.signal cimport SIGKILL

@@ -57,6 +57,7 @@ def _show(session: Session, task: TaskDetail) -> None:
         "started": "" if task["started_at"] is None else units.local(task["started_at"]),
         "finished": "" if task["finished_at"] is None else units.local(task["finished_at"]),
         "ran": "" if elapsed(task, now) == "-" else elapsed(task, now),
+        "progress": "" if task.get("progress") is None else as_json(task["progress"]),
         "result": "" if task["result"] is None else as_json(task["result"]),
         **{name: _shown(spec[name]) for name in _REST if name in spec},
         "stdout": task["stdout"] or "",

@@ -70,6 +70,7 @@ class TaskDetail(_Task):
     """A task by itself."""
 
     attempts: list[Attempt]
+    progress: Any  # of a running task that tells: JSON, or text
     task: dict[str, Any]  # as submitted, without id and defaults
 
 

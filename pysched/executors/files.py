@@ -21,10 +21,11 @@ class AttemptFiles:
     stdout: str
     stderr: str
     result: str
+    progress: str
 
 
 class LogFolder:
-    """`ROOT/ab/ID.ATTEMPT.{out,err,result}`, `ab` being a hash of the id."""
+    """`ROOT/ab/ID.ATTEMPT.{out,err,result,progress}`, `ab` being a hash of the id."""
 
     def __init__(self, root: Path) -> None:
         self._root = str(root)
@@ -37,11 +38,14 @@ class LogFolder:
     def of(self, task_id: str, attempt: int) -> AttemptFiles:
         shard = zlib.crc32(task_id.encode()) % _SHARDS
         stem = f"{self._root}/{shard:02x}/{task_id}.{attempt}"
-        return AttemptFiles(f"{stem}.out", f"{stem}.err", f"{stem}.result")
+        return AttemptFiles(f"{stem}.out", f"{stem}.err", f"{stem}.result", f"{stem}.progress")
 
 
 def take_result(path: str) -> tuple[str | None, str | None]:
-    """(JSON text, None) of what the job left at `path`, or (None, why it cannot be used); removes the file."""
+    """(JSON text, None) of what the job left at `path`, or (None, why it cannot be used); removes the file, and that of
+    the job's progress."""
+    with contextlib.suppress(OSError):
+        os.unlink(f"{path.removesuffix('.result')}.progress")
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
     except FileNotFoundError:

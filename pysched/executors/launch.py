@@ -64,6 +64,7 @@ class Launcher:
             "PYSCHED_ATTEMPT": str(key.attempt),
             "PYSCHED_NODE": node,
             "PYSCHED_RESULT": files.result,
+            "PYSCHED_PROGRESS": files.progress,
         }
         entries = [os.fsencode(f"{name}={value}") for name, value in env.items()]
         warm = ml and self._warm and not any(map(_READ_AT_START.match, task.env)) and _fits(entries)

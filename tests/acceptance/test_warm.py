@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from .conftest import Process, Site, wait_until
+from .test_guard import kill_node
 from .test_limits import running
 
 # A tenth as many misbehave.  2,000 take a minute on an idle machine.
@@ -140,13 +141,33 @@ def test_jobs_that_misbehave_harm_no_good_one(site: Site) -> None:
     assert len(zygotes(node)) == 1
 
 
-def test_a_node_that_is_killed_leaves_no_zygote(site: Site) -> None:
-    node = site.node()
-    site.drop("one", warm(site, duration_ms=0))
-    assert site.done("one")["status"] == "succeeded"
-    (pid,) = zygotes(node)
-    node.kill()
+def test_a_job_outlives_a_killed_node_and_the_zygote_does_not(site: Site) -> None:
+    (site.root / "jobs.py").write_text("def waits():\n    open('began', 'w')\n    return open('gate').read()\n")
+    os.mkfifo(site.root / "gate")
+    guard = site.node()
+    site.drop("job", warm(site, entrypoint="jobs:waits"))
+    wait_until((site.root / "began").exists, "the job to run")
+    (pid,) = zygotes(guard)
+    kill_node(guard)
     wait_until(lambda: pid not in running("/zygote.py"), "the zygote's end")
+    assert "adopted" in guard.messages
+    (site.root / "gate").write_text("go")
+    record = site.done("job")
+    assert (record["status"], record["attempts"], record["result"]) == ("succeeded", 1, "go")
+
+
+def test_a_node_that_is_killed_while_jobs_are_forked_loses_none_and_runs_none_twice(site: Site) -> None:
+    lines = "def append(name):\n    with open(name, 'a') as file:\n        file.write('x')\n"
+    (site.root / "jobs.py").write_text(lines)
+    guard = site.node(workers=8)
+    for number in range(60):
+        site.drop(f"job-{number}", warm(site, entrypoint="jobs:append", params={"name": f"ran.{number}"}))
+    for count in (1, 20):
+        wait_until(lambda: len(site.done_ids()) >= count, "some records")  # noqa: B023
+        kill_node(guard)
+    records = site.all_done(60)
+    assert {record["status"] for record in records.values()} == {"succeeded"}
+    assert {(site.root / f"ran.{number}").read_text() for number in range(60)} == {"x"}
 
 
 def test_a_zygote_that_is_killed_costs_no_job(site: Site) -> None:

@@ -194,6 +194,33 @@ class TestLogs:
             assert_problem(client.get(f"{path}?stream=stderr"), 404)
         api.worker.finish(task_id)
 
+    def test_a_running_task_shows_how_far_it_is(self, api: Api, tmp_path: Path) -> None:
+        task_id = api.submit()
+        progress = tmp_path / "progress"
+        with api.served_with(log_files=lambda *_: SimpleNamespace(progress=str(progress))) as client:
+
+            def shown() -> object:
+                return client.get(f"/tasks/{task_id}").json()["progress"]
+
+            progress.write_text("0.5")
+            assert shown() is None  # it does not run yet
+            api.worker.start(task_id)
+            for text, said in (("0.5", 0.5), ('{"epoch": 3}', {"epoch": 3}), ("half\n", "half"), ("", None)):
+                progress.write_text(text)
+                assert shown() == said
+            progress.write_bytes(b"\xff\0" + b"x" * 10_000)
+            assert shown() == "\ufffd\ufffd" + "x" * 4094
+            progress.unlink()
+            assert shown() is None
+            progress.symlink_to("/etc/hostname")
+            assert shown() is None
+            progress.unlink()
+            os.mkfifo(progress)
+            assert shown() is None
+            assert api.http.get(f"/tasks/{task_id}").json()["progress"] is None  # nobody told this server where to look
+            api.worker.finish(task_id)
+            assert shown() is None
+
     def test_a_file_that_is_gone_or_was_replaced_is_not_found(self, api: Api, tmp_path: Path) -> None:
         task_id = api.task_with_logs(tmp_path, stdout=b"x")
         path = Path(api.store.get(task_id)["attempts"][0]["stdout"])
