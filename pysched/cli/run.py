@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import os
 import signal
-import socket
 import threading
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -45,17 +45,16 @@ def _heed(wishes: Mapping[int, Callable[[], None]]) -> None:
     Python runs handlers in its main thread alone, which sleeps until the node stops.  Of a signal that came while the
     process stood still (SIGSTOP), the kernel may wake another thread, and the main one would never hear of it.
     """
-    reader, writer = socket.socketpair()
-    writer.setblocking(False)
+    reader, writer = os.pipe()
+    os.set_blocking(writer, False)
     for number in wishes:
         signal.signal(number, lambda *_: None)
-    signal.set_wakeup_fd(writer.fileno())
+    signal.set_wakeup_fd(writer)
 
     def listen() -> None:
-        with reader, writer:
-            while numbers := reader.recv(64):
-                for number in numbers:
-                    if number in wishes:
-                        wishes[number]()
+        while True:
+            for number in os.read(reader, 64):
+                if number in wishes:
+                    wishes[number]()
 
     threading.Thread(target=listen, name="wakeup", daemon=True).start()

@@ -196,6 +196,12 @@ def test_a_child_starts_with_the_original_limit_of_open_files(start: Start) -> N
     assert (run.folder / "limits").read_text() == "100\n200\n"
 
 
+def children() -> set[int]:
+    """Of this process, zombies included; earlier tests may have left some that are not ours to judge."""
+    lists = [task / "children" for task in Path("/proc/self/task").iterdir()]
+    return {int(pid) for file in lists if file.exists() for pid in file.read_text().split()}
+
+
 @pytest.mark.parametrize(
     ("given", "step", "error"),
     [
@@ -211,6 +217,7 @@ def test_a_child_starts_with_the_original_limit_of_open_files(start: Start) -> N
 )
 def test_a_failed_start_says_which_step_and_why(start: Start, given: dict[str, object], step: str, error: int) -> None:
     run = start()
+    before = children()
     (handle,) = run.submit(run.launch("/bin/true", **given))
     event = run.end(handle)
     assert (event.kind, event.step, event.errno) == (SPAWN_FAILED, step, error)
@@ -218,8 +225,7 @@ def test_a_failed_start_says_which_step_and_why(start: Start, given: dict[str, o
     assert [e.kind for e in run.events] == [SPAWN_FAILED]
     assert run.core.counters()["spawn_failed"] == 1
     assert run.core.running == 0
-    with pytest.raises(ChildProcessError):
-        os.waitpid(-1, os.WNOHANG)  # the child that failed is collected
+    assert children() <= before  # the one that failed is collected
 
 
 def test_a_log_that_is_a_symbolic_link_is_refused(start: Start, tmp_path: Path) -> None:
