@@ -89,7 +89,8 @@ class Commands(click.Group):
             from difflib import get_close_matches
 
             near = get_close_matches(args[0], _COMMANDS, n=1, cutoff=0.65)
-            raise click.UsageError(f"No such command {args[0]!r}{f'; did you mean {near[0]}?' if near else ''}", ctx)
+            right = f"; did you mean {near[0]}?" if near else ""
+            raise click.UsageError(f"there is no command {args[0]!r}{right}", ctx)
         return super().resolve_command(ctx, args)
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:

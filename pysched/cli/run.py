@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import signal
+import socket
+import threading
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import click
@@ -31,8 +34,28 @@ def command(parent_pid: int | None, guard: str | None, guard_state: str | None, 
 
     logs.configure(debug=debugging())
     node = Node(settings.load(**given), Link.from_text(guard))
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: node.drain())
-    signal.signal(RELOAD, lambda *_: node.hand_over())
+    _heed({signal.SIGTERM: node.drain, signal.SIGINT: node.drain, RELOAD: node.hand_over})
     follow_parent(parent_pid)
     return node.run()
+
+
+def _heed(wishes: Mapping[int, Callable[[], None]]) -> None:
+    """Call the wish of each signal from now on, whichever thread the kernel gives it to.
+
+    Python runs handlers in its main thread alone, which sleeps until the node stops.  Of a signal that came while the
+    process stood still (SIGSTOP), the kernel may wake another thread, and the main one would never hear of it.
+    """
+    reader, writer = socket.socketpair()
+    writer.setblocking(False)
+    for number in wishes:
+        signal.signal(number, lambda *_: None)
+    signal.set_wakeup_fd(writer.fileno())
+
+    def listen() -> None:
+        with reader, writer:
+            while numbers := reader.recv(64):
+                for number in numbers:
+                    if number in wishes:
+                        wishes[number]()
+
+    threading.Thread(target=listen, name="wakeup", daemon=True).start()

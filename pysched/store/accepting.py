@@ -1,7 +1,8 @@
 """Accepting tasks: what becomes of each, decided without the database, and the transaction around that.
 
 Two ways lead in.  Without any `after` in the batch, one statement inserts what is new, and the rest turns out to
-exist already; a large batch is looked up first and then copied in.  With dependencies, needed tasks are locked and read first, because their states decide.
+exist already; a large batch is looked up first and then copied in.  With dependencies, needed tasks are locked and
+read first, because their states decide.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Many new tasks at once by COPY, which costs the server a third of what the same rows cost as an INSERT.
 
-COPY knows no ON CONFLICT: the caller has looked for ids that are taken, and one that was taken since makes it begin again.
+COPY knows no ON CONFLICT: the caller has looked for ids that are taken, and one taken since makes it begin again.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Brings a database to this version's schema.
 
-Migrations are files `migrations/NNNN_name.sql`, numbered, never changed once released.
+Migrations are files `migrations/NNNN_name.sql`, numbered from 1 without gaps, never changed once released.
 The first line of each says `-- additive: yes` or `no`: an additive one leaves everything that older code reads
 and writes in place (a new table, a new column with a default, a new index), so that nodes of two versions
 work side by side.  A database with migrations this code does not know is accepted if all of those are additive.
@@ -32,8 +32,8 @@ class Migration:
 def migrations() -> list[Migration]:
     """All that this version knows, in order."""
     found = sorted(_read(), key=lambda migration: migration.number)
-    if len({migration.number for migration in found}) != len(found):
-        raise ValueError("two migrations have one number")
+    if [migration.number for migration in found] != list(range(1, len(found) + 1)):
+        raise ValueError("migrations are not numbered 1, 2, 3 …")
     return found
 
 
@@ -57,7 +57,7 @@ def migrate(conn: Conn, known: list[Migration]) -> None:
             _create_ledger(conn)
         rows = conn.execute("SELECT number, additive FROM pysched.migrations").fetchall()
         applied: dict[int, bool] = dict(rows)
-        newest = max(migration.number for migration in known)
+        newest = len(known)
         if any(number > newest and not additive for number, additive in applied.items()):
             raise StoreError(superseded(max(applied), newest))
         for migration in known:

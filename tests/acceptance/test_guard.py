@@ -31,6 +31,10 @@ def kill_node(process: Process, number: signal.Signals = signal.SIGKILL) -> None
     wait_until(lambda: process.messages.count(" ready ") > said, f"another node; said was:\n{process.messages}")
 
 
+def is_zombie(pid: int) -> bool:
+    return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
+
+
 def await_other_node(guard: Process, before: int) -> None:
     wait_until(lambda: guard.children() not in ([], [before]), "another node")
 
@@ -64,13 +68,17 @@ def test_a_job_outlives_a_killed_node_and_its_end_is_recorded(site: Site, gate: 
     wait_until(lambda: states(site) == {"running": 1}, "the job to run")
     kill_node(guard)
     assert "adopted" in guard.messages
-    assert states(site) == {"running": 1}
+    (pid,) = (int(line) for log in site.home.glob("logs/*/job.1.out") for line in log.read_text().split())
+    guard.popen.send_signal(signal.SIGSTOP)
     gate.write_text("go\n")
+    wait_until(lambda: is_zombie(pid), "the job to end")
+    assert states(site) == {"running": 1}  # only the guard can ask how it ended
+    guard.popen.send_signal(signal.SIGCONT)
     record = site.done("job")
     assert (record["status"], record["reason"], record["exit_code"], record["attempts"]) == ("failed", "exit 7", 7, 1)
-    pid, after = Path(record["stdout"]).read_text().split()
+    _, after = Path(record["stdout"]).read_text().split()
     assert after == "after"
-    assert attempts_of(site, "job") == [(1, "failed", 7, int(pid), True, True)]
+    assert attempts_of(site, "job") == [(1, "failed", 7, pid, True, True)]
     site.drop("next", {"command": "true"})
     assert site.done("next")["status"] == "succeeded"
     assert guard.terminate() == 0

@@ -19,7 +19,7 @@ from typing import Any
 from tests.chaos import processes
 
 _HERE = Path(__file__).parent
-_FENCE = (rb" AND t\.attempts = e\.attempt AND t\.token = e\.token", b"")
+_FENCE = (rb"WHERE t\.id = e\.id AND t\.attempts = e\.attempt AND t\.token = e\.token[^\n]*", b"WHERE t.id = e.id")
 _HOLDER = (rb"ELSE t\.holder END", b"ELSE coalesce(t.holder, t.node) END")  # unfenced, a write may find none
 
 # Who is dead is judged by time alone, as if it were wise to take a second for an hour.

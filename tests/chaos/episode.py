@@ -78,10 +78,15 @@ def run(seed: int, kills: int, *, tasks: int | None = None) -> Report:
         clients.start()
         _inject(world, schedule, report, clients)
         judge(world, clients, report)
-    if not report.kills and not report.others:
-        report.violations.append(Violation("no fault", "-", "not one fault had an effect: this run proved nothing"))
+    require_faults(report)
     report.seconds = time.monotonic() - began
     return report
+
+
+def require_faults(report: Report) -> None:
+    """A run in which nothing went wrong is no proof."""
+    if not report.kills and not report.others:
+        report.violations.append(Violation("no fault", "-", "not one fault had an effect: this run proved nothing"))
 
 
 def judge(world: World, clients: Clients, report: Report, *, settle_s: float = SETTLE_S) -> History:
@@ -197,6 +202,6 @@ def collect(world: World, clients: Clients, *, settled: bool) -> History:
         told = [line.strip() for line in service.messages.splitlines() if any(sign in line for sign in _DEFECTS)]
         history.defects += [f"{service.name}: {line}" for line in told]
     if settled:
-        history.leftovers = [f"{pid}: {processes.command(pid).decode(errors='replace')}" for pid in world.leftovers()]
+        history.leftovers = [processes.describe(pid) for pid in world.leftovers()]
         history.leftovers += [str(path) for node in world.nodes for path in node.completed.glob(".*.done.tmp")]
     return history

@@ -272,7 +272,10 @@ class World:
         """Stop all services as their users would; what did not stop."""
         for service in self.services:
             service.terminate()
-        return [late for service in self.services if (late := service.await_end()) is not None]
+        late = [words for service in self.services if (words := service.await_end()) is not None]
+        with contextlib.suppress(TimeoutError):  # a node whose guard was killed drains by itself; who is left is said
+            wait_for(lambda: not self.leftovers(), "orphans to end", STOP_S)
+        return late
 
     def last_words(self) -> str:
         """For somebody who wants to know why it hangs."""

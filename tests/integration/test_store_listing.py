@@ -261,7 +261,7 @@ def test_what_comes_first(store: Store) -> None:
 
     assert [ahead(task_id) for task_id in ("ranked", "med", "late", "low")] == [0, 1, 2, 3]
     assert whys(store, ["ranked", "low"]) == {"ranked": "next", "low": "behind"}
-    assert store.renew(node.incarnation, 60, running=4)  # as many as it has workers
+    assert store.renew(node.incarnation, 60, running=4) is not None  # as many as it has workers
     assert whys(store, ["ranked"]) == {"ranked": "behind"}
     assert store.explain("ranked")["message"] == "it is the next one; 4 of 4 workers are busy"
     store.drain(node.incarnation)

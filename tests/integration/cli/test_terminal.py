@@ -181,8 +181,8 @@ def _listens(pid: int) -> bool:
 
 
 def test_a_pipe_that_closes_is_no_error(api: Api) -> None:
-    for _ in range(300):  # more than a pipe holds unread
-        api.store.accept([parse_task({"id": new_id(), "name": "x" * 200})], source=uuid.uuid4(), atomic=True)
+    tasks = [parse_task({"id": new_id(), "name": "x" * 200}) for _ in range(300)]  # more than a pipe holds unread
+    api.store.accept(tasks, source=uuid.uuid4(), atomic=True)
     exporting = subprocess.Popen([*SCHEDULER, "export"], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     assert exporting.stdout is not None
     assert exporting.stderr is not None

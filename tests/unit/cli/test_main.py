@@ -58,8 +58,8 @@ def test_every_command_is_there_and_explains_itself(scheduler: CommandLine) -> N
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["lst"], "No such command 'lst'; did you mean ls?"),
-        (["zzzzzz"], "No such command 'zzzzzz'; see scheduler --help"),
+        (["lst"], "there is no command 'lst'; did you mean ls?"),
+        (["zzzzzz"], "there is no command 'zzzzzz'; see scheduler --help"),
         (["submit", "--prority", "high"], "No such option '--prority'."),
         (["submit", "-T", "5x", "--", "true"], "'5x' has the unit 'x'; use ms, s, m, h, d, w"),
         (["ls", "-n", "0"], "0 is not in the range x>=1"),
