@@ -45,7 +45,7 @@ _RTTIME = 15  # RLIMIT_RTTIME, of which the module `resource` knows nothing; see
 
 def collect_unborn() -> int:
     """Collect what zygotes of this thread forked and what ended before it could say so, which no lane knows; how many
-    are left.  A job that has said so has a mark; one that could not be started and is just being told may be either's."""
+    are left.  A job that has said so has a mark; what could not be started may be collected by either."""
     left = 0
     own = resource.getrlimit(_RTTIME)
     try:
