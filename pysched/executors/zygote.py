@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import json
 import os
+import resource
 import select
 import signal
 import socket
@@ -25,6 +26,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from typing import Any
 
 import structlog
@@ -37,6 +39,25 @@ BROKEN_S = 30.0
 DEATHS = 3
 LOOK_S = 5.0  # between two looks whether it hangs
 _BACKOFF_S = (0.1, 5.0)
+_UNBORN_S = 5.0
+_RTTIME = 15  # RLIMIT_RTTIME, of which the module `resource` knows nothing; see csrc/tree.pyx
+
+
+def collect_unborn() -> int:
+    """Collect what zygotes of this thread forked and what ended before it could say so, which no lane knows; how many
+    are left.  A job that has said so has a mark; what could not be started may be collected by either."""
+    left = 0
+    own = resource.getrlimit(_RTTIME)
+    try:
+        with open(f"/proc/self/task/{threading.get_native_id()}/children") as file:
+            children = [int(pid) for pid in file.read().split()]
+    except OSError:  # a kernel that does not tell
+        return 0
+    for pid in children:
+        with suppress(ChildProcessError, ProcessLookupError):
+            if resource.prlimit(pid, _RTTIME) == own and os.waitpid(pid, os.WNOHANG)[0] == 0:
+                left += 1
+    return left
 
 
 class Zygote:
@@ -91,6 +112,9 @@ class Zygote:
                 self._log.error("the zygote cannot be started, ML jobs wait", error=str(error))
             pause = _BACKOFF_S[0] if time.monotonic() - began > _BACKOFF_S[1] else min(2 * pause, _BACKOFF_S[1])
             self._stopping.wait(pause)
+        deadline = time.monotonic() + _UNBORN_S
+        while collect_unborn() and time.monotonic() < deadline:
+            time.sleep(0.01)  # for a process that has nothing to do but to end
 
     def _one(self) -> None:
         """From the start of a zygote to its end."""
@@ -133,6 +157,7 @@ class Zygote:
             process.kill()
             process.wait()
             os.close(status)
+        collect_unborn()
         if not self._stopping.is_set():
             self._account(process.returncode, ready=ready or bool(problem))
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import signal
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -304,6 +305,9 @@ def test_no_job_is_lost_or_run_twice_when_zygotes_die(warm: Make, tmp_path: Path
     jobs.run.ends(handles)
     assert [jobs.end(handle) for handle in handles] == [0] * count
     assert [(tmp_path / f"ran.{number}").read_text() for number in range(count)] == ["x\n"] * count
+    jobs.zygote.stop()
+    with pytest.raises(ChildProcessError):
+        os.waitpid(-1, os.WNOHANG)  # what was forked in vain is collected
 
 
 def test_a_zygote_that_hangs_is_replaced(warm: Make, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -356,7 +360,7 @@ def test_a_preload_with_threads_is_refused(warm: Make, tmp_path: Path) -> None:
     jobs = warm(preload=["busy"], path=tmp_path)
     handle = jobs.submit("jobs:add", {"a": 1})
     assert jobs.end(handle) == 2
-    assert "leaves 1 threads running" in jobs.errors(handle)
+    assert re.search(r"'busy' leaves \d+ threads running", jobs.errors(handle))  # a sanitizer has one of its own
 
 
 def test_a_preload_that_kills_the_zygote_is_told_to_the_jobs(
