@@ -295,7 +295,7 @@ class Guard:
         kept = (state.lock, state.bell, state.ready)
         for descriptor in kept:
             os.set_inheritable(descriptor, True)
-        arguments = [self._node.name if len(self._children) == 1 else "up", "--guard-state", json.dumps(asdict(state))]
+        arguments = [*_own_arguments(), "--guard-state", json.dumps(asdict(state))]
         try:
             os.execv(sys.executable, [*SCHEDULER, *arguments])  # noqa: S606
         except OSError as error:
@@ -335,6 +335,15 @@ class Guard:
 def _public(code: int) -> int:
     """The exit code that a node's means to those outside."""
     return 1 if code < 0 or code in {NodeSuperseded.exit_code, NodeDefect.exit_code, HANDED_OVER} else code
+
+
+def _own_arguments() -> list[str]:
+    """As the user gave them, so that whoever lists processes finds them again."""
+    arguments = sys.argv[1:]
+    if "--guard-state" in arguments:
+        place = arguments.index("--guard-state")
+        del arguments[place : place + 2]
+    return arguments
 
 
 def _fail_for_good(child: Child, code: int) -> None:

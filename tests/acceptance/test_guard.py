@@ -187,7 +187,9 @@ def test_reload_loads_both_anew_and_jobs_do_not_notice(site: Site, gate: Path) -
     wait_until(lambda: guard.messages.count(" ready ") > said, "another node")
     assert "handed over" in guard.messages
     assert node_pid(guard) != before
-    assert b"--guard-state" in Path(f"/proc/{guard.popen.pid}/cmdline").read_bytes()
+    words = Path(f"/proc/{guard.popen.pid}/cmdline").read_bytes().split(b"\0")
+    assert b"--guard-state" in words
+    assert bytes(site.home) in words
     site.drop("next", {"command": "true"})
     assert site.done("next")["attempts"] == 1
     gate.write_text("go\n")
