@@ -157,8 +157,10 @@ $(SANITIZERS:%=sanitize-%): sanitize-%: $(VENV)/.editable
 	chmod +x $(LAUNCHER) && \
 	printf 'import os, sys\n\nos.environ.pop("LD_PRELOAD", None)\nsys.executable = "%s"\n' \
 	  $(CURDIR)/$(LAUNCHER) >$$site/sitecustomize.py
-	export TSAN_OPTIONS=halt_on_error=1 ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1 && \
-	  $(INSTRUMENTED_PYTEST)
+	export TSAN_OPTIONS=halt_on_error=1:log_path=$(CURDIR)/$(INSTRUMENTED)/report \
+	  ASAN_OPTIONS=detect_leaks=0:log_path=$(CURDIR)/$(INSTRUMENTED)/report UBSAN_OPTIONS=print_stacktrace=1 && \
+	  rm -f $(INSTRUMENTED)/report.* && \
+	  { $(INSTRUMENTED_PYTEST); } || { cat $(CURDIR)/$(INSTRUMENTED)/report.* 2>/dev/null; exit 1; }
 
 # Lines of the .pyx files that ran, counted by the compiler's own means: Cython's tracing sees no thread without the GIL.
 coverage: $(VENV)/.editable

@@ -12,7 +12,7 @@
 
 from cython.operator cimport dereference, preincrement
 from libc.stdint cimport int64_t, uint64_t
-from libcpp.atomic cimport memory_order_acquire, memory_order_release, memory_order_seq_cst
+from libcpp.atomic cimport memory_order_acquire, memory_order_relaxed, memory_order_release, memory_order_seq_cst
 from libcpp.unordered_map cimport unordered_map
 from posix.types cimport pid_t
 from posix.unistd cimport close, getppid
@@ -65,10 +65,10 @@ cdef void record_note_ending(Record* record, int64_t kill_ns) noexcept nogil:
     """It is going to be told to end, and killed at `kill_ns`: whoever adopts it goes on with that."""
     if record.row == NULL:
         return
-    if not record.row.ending or kill_ns < record.row.deadline_ns:
+    if not record.row.ending.load(memory_order_relaxed) or kill_ns < record.row.deadline_ns:
         record.row.deadline_ns = kill_ns
-    record.row.cause = record.cause
-    record.row.ending = True
+    record.row.cause.store(record.cause, memory_order_relaxed)
+    record.row.ending.store(True, memory_order_release)
 
 
 cdef int record_peek_status(const Record* record) noexcept nogil:
@@ -102,7 +102,7 @@ cdef bint engine_adopt(Engine* engine, Record* record) noexcept nogil:
     record.adopted = True
     record.started_ns = row.started_ns
     record.started_real_ns = row.started_real_ns
-    record.cause = row.cause
+    record.cause = row.cause.load(memory_order_relaxed)
     record.queued_real_ns = row.started_real_ns
     record.ticket.queued_ns = row.started_ns - record.waited_ns
     record.home = 0
@@ -131,7 +131,7 @@ cdef void lane_adopt(Lane* lane, Record* record) noexcept nogil:
     if lane.engine.output_limit.size:
         record.look_ns = OUTPUT_FIRST_NS
         timers_arm(&lane.timers, &record.look, TIMER_OUTPUT, now_ns + OUTPUT_FIRST_NS)
-    if record.row.ending:
+    if record.row.ending.load(memory_order_acquire):
         lane_end(lane, record, max(0, deadline_ns - now_ns))
     elif deadline_ns and not record.ending:
         timers_arm(&lane.timers, &record.timer, TIMER_TIMEOUT, deadline_ns)

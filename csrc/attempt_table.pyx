@@ -88,8 +88,9 @@ cdef cppclass Row:
     int64_t cpu_ns
     int64_t max_rss_kb
     int status
-    uint8_t cause
-    uint8_t ending          # it was told to: what survives its leader has its grace
+    # These two may change while the state does not, and be read meanwhile.
+    atomic[uint8_t] cause
+    atomic[uint8_t] ending  # it was told to: what survives its leader has its grace; released after `cause`
     char[26] spare
 
 
@@ -229,7 +230,7 @@ cdef bint table_collect(Table* table, pid_t pid) noexcept nogil:
             row = table_row_of(table, pid)
         if row != NULL:
             row_end(row, ROW_HAS_ENDED if reached_its_program(row, pid) else ROW_HAS_NEVER_RUN, status, &usage)
-            if not row.ending:  # as record_reap does
+            if not row.ending.load(memory_order_acquire):  # as record_reap does
                 kill(-pid, SIGKILL)
         waitpid(pid, NULL, WNOHANG)
     close(pidfd)
@@ -277,6 +278,7 @@ cdef class AttemptRow:
 
 
 cdef AttemptRow row_of(const Row* native, uint32_t state):
+    """`state` has been acquired: what belongs to it may be read, while a lane may be writing what comes next."""
     cdef AttemptRow row = AttemptRow.__new__(AttemptRow)
     row.state = state
     row.pid = native.pid
@@ -284,14 +286,15 @@ cdef AttemptRow row_of(const Row* native, uint32_t state):
     row.mark = native.mark
     row.started_ns = native.started_ns
     row.since_ns = native.since_ns
-    row.ending = native.ending
+    row.ending = native.ending.load(memory_order_acquire)
     row.started_real_ns = native.started_real_ns
-    row.ended_real_ns = native.ended_real_ns
-    row.run_ns = native.run_ns
-    row.cpu_ns = native.cpu_ns
-    row.max_rss_kb = native.max_rss_kb
-    row.status = native.status
-    row.cause = native.cause
+    row.cause = native.cause.load(memory_order_relaxed)
+    if state == ROW_HAS_ENDED:
+        row.ended_real_ns = native.ended_real_ns
+        row.run_ns = native.run_ns
+        row.cpu_ns = native.cpu_ns
+        row.max_rss_kb = native.max_rss_kb
+        row.status = native.status
     return row
 
 
