@@ -9,10 +9,13 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
+from pysched.model import Reason
 from tests.chaos.history import AttemptRow, DoneFile, Execution, History, Submitted, TaskRow
 
 TERMINAL = frozenset({"succeeded", "failed", "cancelled"})
 _ENDED_FROM_OUTSIDE = frozenset({"lost", "shutdown", "timeout", "user"})  # whatever the process itself had meant
+
+_PARKED_AFTER = 3  # attempts that were lost together with their node
 
 
 @dataclass(frozen=True, slots=True)
@@ -186,10 +189,17 @@ def _explained(facts: _Facts) -> Iterator[Violation]:
 def _retried(facts: _Facts) -> Iterator[Violation]:
     for each, row in facts.submitted():
         failed = sum(attempt.state == "failed" for attempt in facts.attempts.get(row.id, ()))
-        if row.state == "failed" and failed <= each.max_retries:
+        if row.state == "failed" and failed <= each.max_retries and not _is_parked(facts, row):
             yield Violation("gave up early", row.id, f"failed after {failed} of {each.max_retries + 1} tries")
         if failed > each.max_retries + 1:
             yield Violation("unexplained execution", row.id, f"{failed} tries, {each.max_retries + 1} were allowed")
+
+
+def _is_parked(facts: _Facts, row: TaskRow) -> bool:
+    """Poison: its last three attempts were each lost together with their node."""
+    last = facts.attempts.get(row.id, ())[-_PARKED_AFTER:]
+    lost = sum(attempt.reason is not None and attempt.reason.startswith("lost") for attempt in last)
+    return row.reason == Reason.parked(_PARKED_AFTER) and lost == _PARKED_AFTER
 
 
 def _alone(facts: _Facts) -> Iterator[Violation]:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from pysched.model import Reason
 from tests.chaos import checker
 from tests.chaos.checker import violations
 from tests.chaos.history import AttemptRow, DoneFile, End, Execution, History, Submitted, TaskRow, read_ledger
@@ -149,6 +150,25 @@ def get_stuck(history: History) -> None:
         without(history, field, "a")
 
 
+def park(history: History, lost: int = 3) -> None:
+    """Task d, as one that lost its node `lost` times; it might have been tried more often."""
+    history.submitted = [replace(each, max_retries=8) if each.key == "d" else each for each in history.submitted]
+    parked = Reason.parked(3)
+    for number in range(1, lost + 1):
+        reason = parked if number == lost else "lost"
+        if number == 1:
+            change_attempt(history, "d", 1, reason=reason, exit_code=None)
+            change_execution(history, "d", 1, ended_ns=None, code=None)
+        else:
+            history.attempts.append(AttemptRow(task="d", attempt=number, state="failed", reason=reason))
+    change_row(history, "d", reason=parked, attempts=lost, exit_code=None)
+    without(history, "done", "d")
+    without(history, "ends", "d")
+    (row,) = (row for row in history.tasks if row.id == "d")
+    history.done.append(done_of(row))
+    history.ends.append(End(task="d", state="failed", attempts=lost))
+
+
 def forget_submission(history: History) -> None:
     del history.submitted[0]
 
@@ -181,6 +201,7 @@ BREACHES: list[tuple[str, Callable[[History], None]]] = [
     ("wrong record", lambda history: change_attempt(history, "a", 1, pid=11)),
     ("wrong record", lambda history: change_row(history, "d", state="succeeded", reason=None)),
     ("gave up early", lambda history: history.submitted.insert(0, Submitted(key="d", max_retries=1))),
+    ("gave up early", lambda history: park(history, lost=2)),
     ("unexplained execution", lambda history: history.submitted.insert(0, Submitted(key="b", max_retries=0))),
     ("overlap", lambda history: change_execution(history, "b", 2, ended_ns=55)),
     ("overlap", lambda history: change_execution(history, "b", 3, alone=False)),
@@ -188,6 +209,12 @@ BREACHES: list[tuple[str, Callable[[History], None]]] = [
     ("left running", lambda history: history.leftovers.append("4711: job")),
     ("defect", lambda history: history.defects.append("node-0: Traceback")),
 ]
+
+
+def test_a_parked_task_is_explained() -> None:
+    history = good()
+    park(history)
+    assert violations(history) == []
 
 
 def test_a_good_history_has_no_violation() -> None:
