@@ -308,7 +308,10 @@ cdef int killer_open(Killer* killer, pid_t pid) noexcept nogil:
 # ---- what follows from a look ----------------------------------------------------------------------------------------
 
 cdef void killer_settle(Killer* killer) noexcept nogil:
-    """Tell of trees that are gone, and of those that survive."""
+    """Tell of trees that are gone, and of those that survive.
+
+    Gone is what two looks in a row have not found.  One may miss a process whose number the kernel gave out below the
+    place where the look has come to, its numbers having begun anew, by a parent that ended before the look came there."""
     cdef Tree* tree
     cdef size_t i, kept = 0
     cdef bint ended
@@ -316,7 +319,8 @@ cdef void killer_settle(Killer* killer) noexcept nogil:
         tree = killer.trees[i]
         if tree.phase >= TREE_WATCH:
             ended = pidfd_ended(tree.record.pidfd)
-            if ended and tree.alive == 0:
+            tree.empty_looks = tree.empty_looks + 1 if ended and tree.alive == 0 else 0
+            if tree.empty_looks == 2:
                 killer_dismiss(killer, tree)
                 continue
             if tree.phase == TREE_KILL and not tree.told and now(CLOCK_BOOTTIME) - tree.killed_ns >= SURVIVES_NS:
@@ -360,6 +364,9 @@ cdef int64_t killer_patience(Killer* killer) noexcept nogil:
             break
         if tree.phase >= TREE_WATCH:
             longest_ns = SCAN_WATCH_NS
+    for i in range(killer.trees.size()):
+        if killer.trees[i].empty_looks:
+            return now(CLOCK_BOOTTIME)  # the second look follows at once
     if longest_ns < 0:
         return deadline_ns
     # At most half of the time is spent with looking: what dies needs the processor as well.

@@ -77,6 +77,7 @@ cdef cppclass Tree:
     int64_t killed_ns   # when the phase KILL began
     bint told           # the lane knows that some of it survives
     uint32_t alive      # members met in this scan, without the leader
+    uint32_t empty_looks  # in a row, in which nothing of it was met
     array[Stray] strays
 
 
