@@ -310,8 +310,8 @@ cdef int killer_open(Killer* killer, pid_t pid) noexcept nogil:
 cdef void killer_settle(Killer* killer) noexcept nogil:
     """Tell of trees that are gone, and of those that survive.
 
-    Gone is what two looks in a row have not found.  One may miss a process whose number the kernel gave out below the
-    place where the look has come to, its numbers having begun anew, by a parent that ended before the look came there."""
+    Gone is what two looks in a row have not found.  One look may miss a process whose number lies below the place to
+    which the look has come, since numbers began anew, if its parent ended before the look came there."""
     cdef Tree* tree
     cdef size_t i, kept = 0
     cdef bint ended
