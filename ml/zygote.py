@@ -117,7 +117,10 @@ def serve(
 
 
 def _tell(status: int, *, ready: bool, problem: str | None) -> None:
-    os.write(status, json.dumps({"ready": ready, "problem": problem}).encode() + b"\n")
+    try:
+        os.write(status, json.dumps({"ready": ready, "problem": problem}).encode() + b"\n")
+    except BrokenPipeError:  # the node died while we imported
+        os._exit(0)
 
 
 def run(job: Job, problem: str | None) -> NoReturn:

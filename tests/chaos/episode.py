@@ -8,7 +8,7 @@ import random
 import threading
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 
@@ -22,6 +22,7 @@ from tests.chaos.world import World, wait_for
 SETTLE_S = 150.0
 _AT_ONCE = 3  # faults
 _TRIES = 15
+_CONTEXT = 40  # lines shown from a sign on
 _DEFECTS = ("Traceback (most recent call last)", "this is a defect of pysched", "a thread died")
 
 
@@ -136,6 +137,14 @@ def _inject(world: World, schedule: Sequence[Planned], report: Report, clients: 
             each.result()
 
 
+def defects(messages: str) -> Iterator[str]:
+    """What a service said that it must never say, with what followed: a traceback tells its cause in its last line."""
+    lines = messages.splitlines()
+    for number, line in enumerate(lines):
+        if any(sign in line for sign in _DEFECTS):
+            yield "\n".join(lines[number : number + _CONTEXT])
+
+
 def settle(world: World, clients: Clients, timeout_s: float) -> str | None:
     """Peace: until everything acknowledged has ended and is delivered.  What is missing, if that does not come."""
     try:
@@ -199,8 +208,7 @@ def collect(world: World, clients: Clients, *, settled: bool) -> History:
     rejected = world.root / "rejected"
     history.rejected = [path.read_text().strip() for path in rejected.glob("*.reason")] if rejected.exists() else []
     for service in world.services:
-        told = [line.strip() for line in service.messages.splitlines() if any(sign in line for sign in _DEFECTS)]
-        history.defects += [f"{service.name}: {line}" for line in told]
+        history.defects += [f"{service.name}: {told}" for told in defects(service.messages)]
     if settled:
         history.leftovers = [processes.describe(pid) for pid in world.leftovers()]
         history.leftovers += [str(path) for node in world.nodes for path in node.completed.glob(".*.done.tmp")]

@@ -17,7 +17,8 @@ pytestmark = pytest.mark.timeout(400)
 @pytest.mark.parametrize("seed", [1])
 def test_nothing_is_lost_and_nothing_recorded_twice(seed: int) -> None:
     report = episode.run(seed, kills=5, tasks=50)
-    assert report.violations == [], f"{report}\nreplay: python -m tests.chaos --seed {seed} --kills 5 --tasks 50"
+    replay = f"replay: python -m tests.chaos --seed {seed} --kills 5 --tasks 50"
+    assert not report.violations, "\n".join(map(str, [report, *report.violations, replay]))
     assert report.kills > 0
     assert report.acknowledged > 0
 

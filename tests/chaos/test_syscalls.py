@@ -31,6 +31,6 @@ def test_a_node_may_die_or_be_refused_at_any_call() -> None:
         walk = Walk(world)
         effective = [step for step in _STEPS if walk.step(step)]
         judge(world, walk.clients, report)
-    assert report.violations == [], str(report)
+    assert not report.violations, "\n".join(map(str, [report, *report.violations]))
     assert list(_STEPS) == effective
     assert report.tasks == len(_STEPS) * syscalls.TASKS

@@ -7,6 +7,9 @@ import json
 import os
 import re
 import signal
+import socket
+import subprocess
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,6 +18,7 @@ import pytest
 
 from pysched._core import CAUSE_CANCEL, CAUSE_TIMEOUT, EXITED, SPAWN_FAILED, WITHDRAWN, Launch
 from pysched.executors import zygote
+from pysched.executors.launch import program_file
 from pysched.executors.zygote import Zygote
 
 from .conftest import Run, alive, process_state, wait_until
@@ -379,3 +383,14 @@ def test_the_zygote_ends_with_its_keeper(warm: Make) -> None:
     pid = jobs.pid()
     jobs.zygote.stop()
     assert not alive(pid)
+
+
+def test_a_zygote_whose_node_has_died_ends_without_a_word() -> None:
+    status, told = os.pipe()
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    os.close(status)
+    with ours, theirs:
+        words = [sys.executable, program_file("zygote"), str(told), str(theirs.fileno()), "", ""]
+        done = subprocess.run(words, pass_fds=[told, theirs.fileno()], capture_output=True, timeout=60, check=False)
+    os.close(told)
+    assert (done.returncode, done.stdout, done.stderr) == (0, b"", b"")
