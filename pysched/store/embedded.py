@@ -189,7 +189,8 @@ class EmbeddedServer:
         for programs in found:
             if str(programs.major) == made_by:
                 return programs
-            others.append(str(programs.major))
+            if str(programs.major) not in others:
+                others.append(str(programs.major))
         raise EmbeddedError(
             f"the database in {placement.data} was made by PostgreSQL {made_by}, but here is "
             f"{' and '.join(others) or 'none'}; install {made_by}, or load a dump made with it into a new home"
