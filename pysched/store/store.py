@@ -260,9 +260,8 @@ class Store(Control):
     def promote(self) -> float | None:
         """Queue the scheduled tasks whose time has come; seconds until the next one's, None if there is none."""
         while True:
-            ((count, _),) = self._database.execute(_CLAIM.promote, {"limit": _PROMOTE_BATCH})
+            ((count, seconds, _),) = self._database.execute(_CLAIM.promote, {"limit": _PROMOTE_BATCH})
             if count < _PROMOTE_BATCH:
-                ((seconds,),) = self._database.execute(_CLAIM.next_due)
                 return None if seconds is None else max(0.0, seconds)
 
     def start(self, started: Sequence[Started]) -> builtins.list[AttemptKey]:
