@@ -35,6 +35,7 @@ from pysched import _core, latencies
 from pysched.engine import reaper, recovery
 from pysched.engine.adoption import Adopter
 from pysched.engine.attempts import Attempts
+from pysched.engine.depths import Depths
 from pysched.engine.disks import Disks
 from pysched.engine.dispatcher import Dispatcher
 from pysched.engine.heartbeat import Heartbeat
@@ -214,10 +215,11 @@ class Node:
         )
         retention_s = settings.retention_days * 86_400
         upkeep = Upkeep(
-            standing=lambda: store.standing(self._incarnation),
+            standing=lambda: store.standing(self._incarnation, home_id),
             hand_back=self._core.withdraw_all,
             superseded=self._supersede,
             sweep=lambda: self._recover(store),
+            deliver=self._deliverer.look,
             prune=(lambda after, limit: store.prune(home=home_id, retention_s=retention_s, after=after, limit=limit))
             if retention_s > 0
             else None,
@@ -235,20 +237,23 @@ class Node:
             resumed=lambda: self._resume(store),
             trusts=lambda alone: _trusts_a_refusal(settings, alone=alone, on_a_socket=store.is_on_a_socket),
         )
+        self._depths = Depths(store.depths)
         self._listener = Listener(
             store.notifications,
             store.hush,
             {
-                "ready": self._dispatcher.work,
-                "due": self._dispatcher.due,
+                "ready": lambda: self._queue_changed(self._dispatcher.work),
+                "due": lambda: self._queue_changed(self._dispatcher.due),
+                "accepted": self._depths.news,
                 "cancel": lambda: self._cancel(store.cancellations(self._incarnation)),
                 "drain": upkeep.heed,
             },
         )
         self._intake = Intake(settings.queue_folder, lambda tasks: self._accept(store, tasks), poll_s=settings.poll_s)
-        self._profiler = Profiler(self._home.profile, lambda: self._sample(store))
+        self._profiler = Profiler(self._home.profile, self._sample)
         self._publisher = Publisher(
-            lambda: store.publish_latencies(self._incarnation, latencies.dump(self._core.histograms()))
+            counts=self._core.counters,
+            publish=lambda: store.publish_latencies(self._incarnation, latencies.dump(self._core.histograms())),
         )
 
     def _make_zygote(self) -> Zygote:
@@ -456,14 +461,18 @@ class Node:
             self._log.info("handing back claims whose answer was lost", attempts=len(unknown))
             self._recorder.put([], [reaper.withdrawn(key) for key in unknown])
 
-    def _sample(self, store: Store) -> Sample:
-        depths = store.depths()
+    def _queue_changed(self, tell: Callable[[], None]) -> None:
+        self._depths.news()
+        tell()
+
+    def _sample(self) -> Sample:
+        depths, submitted = self._depths.look()
         return Sample(
             queued_high=depths[Priority.HIGH],
             queued_med=depths[Priority.MED],
             queued_low=depths[Priority.LOW],
             running=self._core.running,
-            submitted=store.submitted() - self._submitted_before,
+            submitted=submitted - self._submitted_before,
         )
 
     def _fail(self, failure: NodeError) -> None:

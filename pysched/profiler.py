@@ -23,12 +23,12 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import psutil
 import structlog
 
 from pysched.errors import NodeError, StoreError
 from pysched.model import Outcome, State
 from pysched.profile_csv import COLUMNS, HEADER
+from pysched.vitals import Vitals
 
 ROTATE_BYTES = 64 * 1024 * 1024  # a week of rows
 WINDOW_SAMPLES = 200_000  # quantiles look at the last so many attempts of a second; bounds memory if a disk hangs
@@ -113,17 +113,7 @@ class Window:
         return figures
 
 
-def _cpu_seconds() -> tuple[float, float]:
-    """(busy, all) seconds of all processors since the machine started.
-
-    `psutil.cpu_percent` will not do: it remembers its mark a thread, and a row may come from two of them.
-    """
-    times = psutil.cpu_times()
-    every = sum(times) - getattr(times, "guest", 0.0) - getattr(times, "guest_nice", 0.0)  # are in user, too
-    return every - times.idle - getattr(times, "iowait", 0.0), every
-
-
-def cpu_percent(before: tuple[float, float], after: tuple[float, float]) -> float | None:
+def cpu_percent(before: tuple[int, int], after: tuple[int, int]) -> float | None:
     """The busy share between two (busy, all) marks, 0 … 100; None if they are too close to tell."""
     busy, every = after[0] - before[0], after[1] - before[1]
     return min(max(100.0 * busy / every, 0.0), 100.0) if every > 0 else None
@@ -161,9 +151,8 @@ class Profiler:
         self._window = Window()
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._loop, name="profiler", daemon=True)
-        self._process = psutil.Process()
         self._closed_at = 0.0  # monotonic, end of the last row
-        self._cpu_seconds = (0.0, 0.0)  # at the end of the last row
+        self._cpu_ticks = (0, 0)  # at the end of the last row
         self._failing = False  # the last row could not be written
 
     def start(self) -> None:
@@ -172,17 +161,19 @@ class Profiler:
             _prepare(self._path)
         except OSError as error:
             raise NodeError(f"{self._path}: cannot keep the profile there: {error.strerror}") from None
-        self._cpu_seconds = _cpu_seconds()
+        self._vitals = Vitals()
+        self._cpu_ticks = self._vitals.cpu_ticks()
         self._closed_at = time.monotonic()
         self._thread.start()
 
     def stop(self) -> None:
         """End the thread and write a last row for the part of a second that is left."""
-        if self._thread.ident is None:  # never started
+        if self._thread.ident is None or self._stopping.is_set():  # never started, or stopped
             return
         self._stopping.set()
         self._thread.join()
         self._write_row()
+        self._vitals.close()
 
     def observe(self, kind: End, wait_ms: int | None, run_ms: int | None) -> None:
         self.observe_many([Ended(kind, wait_ms, run_ms)])
@@ -213,9 +204,9 @@ class Profiler:
             figures |= self._window.close(max(now - self._closed_at, self._period_s))
         self._closed_at = now
         figures["ts_ms"] = time.time_ns() // 1_000_000
-        before, self._cpu_seconds = self._cpu_seconds, _cpu_seconds()
-        figures["cpu_pct"] = cpu_percent(before, self._cpu_seconds)
-        figures["rss_mb"] = self._process.memory_info().rss / 2**20
+        before, self._cpu_ticks = self._cpu_ticks, self._vitals.cpu_ticks()
+        figures["cpu_pct"] = cpu_percent(before, self._cpu_ticks)
+        figures["rss_mb"] = self._vitals.rss_bytes() / 2**20
         try:
             _append(self._path, line_of(figures))
         except OSError as error:

@@ -9,17 +9,29 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable
+from typing import Protocol
 
 import structlog
 
+from pysched.engine.alarm import Alarm
 from pysched.engine.lease import LEASE_S, RENEW_S, RETRY_S, Lease
 from pysched.errors import DatabaseDown, DatabaseReadOnly, StoreError
 
-_LOOK_S = 1.0  # the fence: Python's waits stand still while the machine sleeps, the lease does not
+_AGAIN_S = 1.0  # between two calls of `fence`
+
+
+class Others(Protocol):
+    """The other nodes, as the store counts them."""
+
+    @property
+    def living(self) -> int: ...
+
+    @property
+    def expired(self) -> int: ...  # of those: let their lease run out
 
 
 class Heartbeat:
-    """`renew()` gives the number of other nodes, or None once the store counts this one as ended; `revive()` begins
+    """`renew()` tells of the other nodes, or gives None once the store counts this one as ended; `revive()` begins
     anew after that; `judge()` ends nodes that let their lease run out.
 
     `fence()` ends all that is held, and is called again each second until `idle()`, since what was on its way into the
@@ -31,7 +43,7 @@ class Heartbeat:
     def __init__(
         self,
         *,
-        renew: Callable[[], int | None],
+        renew: Callable[[], Others | None],
         revive: Callable[[], None],
         judge: Callable[[], int],
         judged: Callable[[], None],
@@ -53,6 +65,7 @@ class Heartbeat:
         self._guard = threading.Lock()  # of the lease; held for no call out of here
         self._lease = Lease(until=_now() + LEASE_S)
         self._stop = threading.Event()
+        self._alarm = Alarm()  # of the fence
         self._threads = [
             threading.Thread(target=self._keep, name="heartbeat", daemon=True),
             threading.Thread(target=self._watch, name="fence", daemon=True),
@@ -67,8 +80,10 @@ class Heartbeat:
 
     def stop(self) -> None:
         self._stop.set()
+        self._alarm.ring()
         for thread in self._threads:
             thread.join()
+        self._alarm.close()
 
     @staticmethod
     def now() -> float:
@@ -100,14 +115,14 @@ class Heartbeat:
                 return self._begin_anew()
             with self._guard:
                 was_sure = self._lease.sure
-                self._lease.renewed(sent=sent, now=_now(), others=others > 0)
+                self._lease.renewed(sent=sent, now=_now(), others=others.living > 0)
                 fenced, may_judge = self._lease.fenced, self._lease.may_judge(_now())
             if fenced:
                 return self._lift()
             if not was_sure:
                 self._log.info("the lease is renewed again")
                 self._resumed()
-            if may_judge and self._judge():
+            if may_judge and others.expired and self._judge():
                 self._judged()
         except StoreError as error:
             self._doubt(sent, error)
@@ -122,6 +137,7 @@ class Heartbeat:
         if not was_fenced:
             self._log.error("the lease is lost, another node has taken over: ending all jobs, then beginning anew")
             self._fence()
+            self._alarm.ring()
         if not self._idle():
             return False
         sent = _now()
@@ -152,16 +168,17 @@ class Heartbeat:
     # ── the fence ─────────────────────────────────────────────────────────────────────────────────
 
     def _watch(self) -> None:
-        while not self._stop.wait(_LOOK_S):
+        while not self._stop.is_set():
             with self._guard:
                 due = self._lease.must_end(_now())
                 if due:
                     self._lease.fence()
-                fenced = self._lease.fenced
+                fenced, ends_at = self._lease.fenced, self._lease.ends_at
             if due:
                 self._log.error("the lease could not be renewed: ending all jobs before others may run them")
             if fenced and not self._idle():
                 self._fence()
+            self._alarm.wait(_now() + _AGAIN_S if fenced else ends_at)
 
 
 def _now() -> float:

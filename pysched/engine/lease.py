@@ -62,9 +62,14 @@ class Lease:
         self.fenced = False
         self.sure = True
 
+    @property
+    def ends_at(self) -> float:
+        """When all that is held has to end, unless it is renewed."""
+        return self.until - KILL_S
+
     def must_end(self, now: float) -> bool:
         """Whether all that is held has to end now."""
-        return not self.fenced and now >= self.until - KILL_S
+        return not self.fenced and now >= self.ends_at
 
     def may_judge(self, now: float) -> bool:
         """Whether other nodes that have not renewed for a lease may be taken for dead."""

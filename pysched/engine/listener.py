@@ -10,7 +10,7 @@ import structlog
 from pysched.errors import StoreError
 from pysched.model import LISTENING
 
-_PATIENCE_S = 5.0
+_PATIENCE_S = 60.0  # nothing depends on it: what comes ends the wait, and so does the end of the connection
 _RECONNECT_S = 1.0
 
 

@@ -2,7 +2,7 @@
 
 ::
 
-    standing ─┬ fine ────────► sweep what other nodes abandoned, prune a batch
+    standing ─┬ fine ────────► sweep what other nodes abandoned, prune a batch, deliver what others left undelivered
               ├ draining ────► hand back what waits here; what runs goes on (claims are refused by the store)
               └ superseded ──► the same, for good: a newer pysched has changed the schema; the node ends
 
@@ -33,6 +33,12 @@ class Standing(Protocol):
     @property
     def superseded(self) -> str | None: ...  # why this version may not work on
 
+    @property
+    def abandoned(self) -> bool: ...  # whether there is something to sweep
+
+    @property
+    def undelivered(self) -> bool: ...  # whether there is something to deliver
+
 
 class Pruned(Protocol):
     """What one batch of pruning did; `next` None: the pass is over."""
@@ -60,6 +66,7 @@ class Upkeep:
         hand_back: Callable[[], int],
         superseded: Callable[[str], None],
         sweep: Callable[[], int],
+        deliver: Callable[[], None],
         prune: Callable[[int, int], Pruned] | None,
         logs: Path,
     ) -> None:
@@ -67,6 +74,7 @@ class Upkeep:
         self._hand_back = hand_back
         self._superseded = superseded
         self._sweep = sweep
+        self._deliver = deliver
         self._prune = prune
         self._logs = f"{logs}/"
         self._draining = False
@@ -77,14 +85,19 @@ class Upkeep:
 
     def round(self) -> int:
         """Everything once; how many attempts of other nodes were ended."""
-        self.heed()
-        swept = 0 if self._ending else self._sweep()
+        standing = self._stand()
+        if standing.undelivered and not self._ending:
+            self._deliver()
+        swept = self._sweep() if standing.abandoned and not self._ending else 0
         if self._prune is not None and not self._ending and time.monotonic() >= self._rest_until_s:
             self._prune_some(self._prune)
         return swept
 
     def heed(self) -> None:
         """Do what the store asks of this node."""
+        self._stand()
+
+    def _stand(self) -> Standing:
         standing = self._standing()
         if standing.superseded is not None and not self._ending:
             self._ending = True
@@ -95,6 +108,7 @@ class Upkeep:
             self._log.info("draining: running jobs go on, what waits is handed back, nothing more is claimed")
         if standing.draining or self._ending:
             self._hand_back()  # again each time: a claim may have been on its way
+        return standing
 
     def _prune_some(self, prune: Callable[[int, int], Pruned]) -> None:
         pruned = prune(self._next, PRUNE_BATCH)

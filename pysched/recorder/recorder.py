@@ -27,7 +27,6 @@ from pysched.model import AttemptKey, Outcome, Record, Started
 from pysched.recorder.spool import Spool
 
 _PAUSE_S = (0.05, 2.0)  # first and longest pause while the store or the disk does not take it
-_SWEEP_S = 2.0  # look for undelivered records that others left
 _BATCH = 1_000
 _GATHER_S = 0.02  # between the beginnings of two batches: a transaction costs as much as ten tasks in it
 
@@ -223,7 +222,10 @@ class Recorder:
 
 
 class Deliverer:
-    """Writes `.done` files for records as they come, and for those that the store says are undelivered."""
+    """Writes `.done` files for records as they come, and for those that the store says are undelivered.
+
+    Of those it hears by `look`: a crash has left them, or a task was cancelled that never ran.
+    """
 
     def __init__(
         self,
@@ -236,6 +238,7 @@ class Deliverer:
         self._undelivered = undelivered
         self._delivered = delivered
         self._waiting: list[Record] = []
+        self._look = False  # into the store
         self.out_of_space = False  # the last batch found no room; read by others
         self._arrived = threading.Condition()
         self._stopping = False
@@ -258,6 +261,12 @@ class Deliverer:
             self._waiting += records
             self._arrived.notify()
 
+    def look(self) -> None:
+        """The store has some that are undelivered."""
+        with self._arrived:
+            self._look = True
+            self._arrived.notify()
+
     def _run(self) -> None:
         pause = _PAUSE_S[0]
         last_try = False
@@ -268,8 +277,10 @@ class Deliverer:
                     return
                 last_try = True
             try:
-                # Nothing came for a while: look for what others left (a crash, a cancelled task that never ran).
-                self._settle(batch or self._undelivered(_BATCH))
+                records = batch or self._undelivered(_BATCH)
+                self._settle(records)
+                if not batch and len(records) == _BATCH:
+                    self.look()
                 pause = _PAUSE_S[0]
                 self.out_of_space = False
             except (OSError, StoreError) as error:
@@ -279,14 +290,18 @@ class Deliverer:
                     self._log.error(".done files wait", error=str(error), waiting=len(batch))
                 with self._arrived:
                     self._arrived.wait_for(lambda: self._stopping, pause)
+                self.look()
                 pause = min(pause * 2, _PAUSE_S[1])
 
     def _take(self) -> list[Record]:
+        """What has arrived; nothing if it is time to look into the store, or stopping."""
         with self._arrived:
-            self._arrived.wait_for(lambda: self._waiting or self._stopping, _SWEEP_S)
+            self._arrived.wait_for(lambda: self._waiting or self._look or self._stopping)
             self._arrived.wait_for(lambda: self._stopping, self._began_s + _GATHER_S - time.monotonic())
             self._began_s = time.monotonic()
             batch, self._waiting = self._waiting[:_BATCH], self._waiting[_BATCH:]
+            if not batch:
+                self._look = False
             return batch
 
     def _settle(self, records: Sequence[Record]) -> None:

@@ -270,10 +270,10 @@ def _insert(conn: Conn, items: Sequence[New], source: uuid.UUID) -> set[str]:
 
 
 def _notify(conn: Conn, states: Set[State]) -> None:
-    """Hints, sent at commit: there is something to claim, or a due time to learn of.  Too many do no harm."""
+    """Hints, sent at commit: there is something to claim, a due time to learn of, or just more tasks.  Too many do no
+    harm."""
     kinds = [kind for state, kind in ((State.QUEUED, "ready"), (State.SCHEDULED, "due")) if state in states]
-    if kinds:
-        conn.execute(_QUERIES.notify, {"kinds": kinds})
+    conn.execute(_QUERIES.notify, {"kinds": kinds or ["accepted"]})
 
 
 def _find(conn: Conn, ids: list[str]) -> dict[str, Stored]:

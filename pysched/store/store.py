@@ -56,6 +56,16 @@ class Standing:
 
     draining: bool
     superseded: str | None  # why this version may not work on
+    abandoned: bool  # whether `abandoned` has something
+    undelivered: bool  # whether `undelivered` has something for the home
+
+
+@dataclass(frozen=True, slots=True)
+class Others:
+    """The nodes beside the one that asks."""
+
+    living: int  # as far as anybody knows
+    expired: int  # of those: let their lease run out
 
 
 class Store(Control):
@@ -142,16 +152,15 @@ class Store(Control):
         parameters = {name: getattr(info, name) for name in info.__slots__}
         self._database.execute(_NODES.register, {**parameters, "lease_s": lease_s})
 
-    def renew(self, incarnation: uuid.UUID, lease_s: float, *, running: int) -> int | None:
-        """Extend the lease; None if the node has ended or was swept, so that it owns nothing any more, else how many
-        other nodes there may be.
+    def renew(self, incarnation: uuid.UUID, lease_s: float, *, running: int) -> Others | None:
+        """Extend the lease; None if the node has ended or was swept, so that it owns nothing any more.
 
         On a connection of its own, which an error closes: two calls that returned with none between that raised
         went over the same one.  Waits a few seconds at most; the same holds for `revive` and `end_expired`.
         """
         parameters = {"incarnation": incarnation, "lease_s": lease_s, "running": running}
         rows = self._lease.execute(_NODES.renew, parameters)
-        return rows[0][0] if rows else None
+        return Others(*rows[0]) if rows else None
 
     def revive(self, info: NodeInfo, lease_s: float) -> None:
         """Begin the life of a node that was swept anew, when it holds nothing any more that it knows of.
@@ -182,11 +191,12 @@ class Store(Control):
         if not self._database.execute(_NODES.drain, {"incarnation": incarnation}):
             raise NotFoundError(f"there is no node {incarnation}")
 
-    def standing(self, incarnation: uuid.UUID) -> Standing:
-        """Whether a node may claim, as far as that is not a matter of its lease."""
-        parameters = {"incarnation": incarnation, "schema": self._schema}
-        ((draining, version),) = self._database.execute(_NODES.standing, parameters)
-        return Standing(draining, None if version is None else migrate.superseded(version, self._schema))
+    def standing(self, incarnation: uuid.UUID, home: uuid.UUID) -> Standing:
+        """Whether a node may claim, as far as that is not a matter of its lease, and what there is to do for it."""
+        parameters = {"incarnation": incarnation, "home": home, "schema": self._schema}
+        ((draining, version, abandoned, undelivered),) = self._database.execute(_NODES.standing, parameters)
+        superseded = None if version is None else migrate.superseded(version, self._schema)
+        return Standing(draining, superseded, abandoned, undelivered)
 
     def prune(self, *, home: uuid.UUID, retention_s: float, after: int, limit: int) -> retention.Pruned:
         """Remove tasks that ended more than `retention_s` ago, with their attempts and dependencies.
@@ -260,9 +270,8 @@ class Store(Control):
     def promote(self) -> float | None:
         """Queue the scheduled tasks whose time has come; seconds until the next one's, None if there is none."""
         while True:
-            ((count, _),) = self._database.execute(_CLAIM.promote, {"limit": _PROMOTE_BATCH})
+            ((count, seconds, _),) = self._database.execute(_CLAIM.promote, {"limit": _PROMOTE_BATCH})
             if count < _PROMOTE_BATCH:
-                ((seconds,),) = self._database.execute(_CLAIM.next_due)
                 return None if seconds is None else max(0.0, seconds)
 
     def start(self, started: Sequence[Started]) -> builtins.list[AttemptKey]:
@@ -350,8 +359,8 @@ class Store(Control):
         totals `submitted` and `retried`; `paused`."""
         return views.stats(self._database)
 
-    def depths(self) -> dict[Priority, int]:
-        """Queued tasks by priority, in the store and on nodes."""
+    def depths(self) -> tuple[dict[Priority, int], int]:
+        """Queued tasks by priority, in the store and on nodes; and how many were ever `submitted`."""
         return views.depths(self._database)
 
     def submitted(self) -> int:
@@ -360,7 +369,7 @@ class Store(Control):
         return int(total)
 
     def notifications(self, timeout_s: float) -> Iterator[str]:
-        """What nodes tell each other: `ready`, `due`, `cancel`, `drain`; LISTENING comes when hearing begins.
+        """What nodes tell each other: `ready`, `due`, `accepted`, `cancel`, `drain`; LISTENING when hearing begins.
 
         Hints only.  Waits at most `timeout_s` seconds for the first.  The connection is the store's own and
         stays open between calls; one thread at a time.

@@ -67,10 +67,16 @@ def stats(database: Database) -> Row:
     }
 
 
-def depths(database: Database) -> dict[Priority, int]:
+def depths(database: Database) -> tuple[dict[Priority, int], int]:
     """See `Store.depths`."""
-    live = database.read(_live)
-    return {priority: live["queued"][priority] + live["claimed queued"][priority] for priority in Priority}
+    found: dict[str, Counter[int]] = {"queued": Counter(), "claimed": Counter(), "submitted": Counter()}
+    for place, priority, number in database.execute(_QUERIES.depths_and_total, {"limit": _COUNTED}):
+        found[place][priority] = number
+    queued, claimed = found["queued"], found["claimed"]
+    if sum(queued.values()) >= _COUNTED:
+        live = database.read(_live)
+        queued, claimed = live["queued"], live["claimed queued"]
+    return {priority: queued[priority] + claimed[priority] for priority in Priority}, found["submitted"].total()
 
 
 _Live = dict[

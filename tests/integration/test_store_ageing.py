@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import uuid
+
 import psycopg
 import pytest
 
 from pysched.model import Priority, State
 from pysched.policy import Overdue
+from pysched.store import sql
 from pysched.store.store import Store
 from tests.integration.store_driver import Node, accept, outcome, success, task
 
@@ -117,11 +120,18 @@ def test_waiting_begins_when_what_was_waited_for_has_come(store: Store, store_ur
     assert node.claim()[0].waited_s < 1000
 
 
-def test_the_search_for_what_is_overdue_reads_an_index(store: Store) -> None:
+@pytest.mark.parametrize(
+    ("query", "bound"),
+    [("claim", "(ready_at <= (statement_timestamp() - "), ("promote", "(due_at <= statement_timestamp())")],
+)
+def test_a_search_by_time_reads_only_what_it_finds(store: Store, query: str, bound: str) -> None:
+    """A bound that is a mere filter passes over a million waiting tasks for each claim."""
+    parameters = {
+        "node": str(uuid.uuid4()), "schema": 4, "overdue_priorities": [1, 2], "overdue_after": [600.0, 1200.0],
+        "overdue_limits": [1, 1], "lowest": 2, "limit": 10,
+    }  # fmt: skip
     with store._database.session() as conn:
-        plan = conn.execute(
-            "EXPLAIN SELECT ctid FROM pysched.tasks WHERE place = 'ready' AND priority > 0 AND priority = 2"
-            " AND ready_at <= clock_timestamp() - make_interval(secs => 1200) ORDER BY ready_at LIMIT 4"
-        ).fetchall()
-    assert "Index Scan using tasks_waiting" in str(plan)
-    assert "Sort" not in str(plan)
+        statement = b"EXPLAIN " + getattr(sql.load("claim"), query)
+        plan = [line for (line,) in psycopg.ClientCursor(conn).execute(statement, parameters)]
+    assert any("Index Cond: " in line and bound in line for line in plan), plan
+    assert not any("Sort Key: tasks.ready_at" in line for line in plan)

@@ -195,6 +195,8 @@ class TestNotifications:
         assert list(store.notifications(30)) == ["due"]
         accept(store, task("blocked", after=["later"]))
         assert list(store.notifications(30)) == ["due"]  # it locked `later`, which a promotion may have passed over
+        accept(store, task("behind", after=["blocked"]))
+        assert list(store.notifications(30)) == ["accepted"]
         store.cancel("later")
         store.set_paused(False)
         store.accept([task("end")], source=SOURCE, atomic=False)

@@ -8,7 +8,7 @@ from functools import partial
 from typing import Any
 
 from pysched.model import Abandoned, State
-from pysched.store.store import Store
+from pysched.store.store import Others, Store
 from tests.integration.store_driver import Node, accept, at_once, ids, outcome, states, success, task
 
 
@@ -26,7 +26,7 @@ def test_a_node_is_listed_while_it_lives(store: Store, store_url: str) -> None:
 def test_renewal_tells_how_much_runs(store: Store, store_url: str) -> None:
     node = Node(store)
     node.expire(store_url)
-    assert store.renew(node.incarnation, 60, running=3) == 0  # late, but nobody had noticed
+    assert store.renew(node.incarnation, 60, running=3) == Others(living=0, expired=0)  # late, but nobody had noticed
     assert store.nodes()[0]["running"] == 3
 
 
@@ -43,13 +43,15 @@ def test_who_was_swept_or_has_ended_cannot_renew(store: Store, store_url: str) -
     assert store.renew(uuid.uuid4(), 60, running=0) is None
 
 
-def test_renewal_tells_whether_there_are_others(store: Store) -> None:
+def test_renewal_tells_of_the_others(store: Store, store_url: str) -> None:
     node = Node(store)
-    assert store.renew(node.incarnation, 60, running=0) == 0
+    assert store.renew(node.incarnation, 60, running=0) == Others(living=0, expired=0)
     other = Node(store)
-    assert store.renew(node.incarnation, 60, running=0) == 1
+    assert store.renew(node.incarnation, 60, running=0) == Others(living=1, expired=0)
+    other.expire(store_url)
+    assert store.renew(node.incarnation, 60, running=0) == Others(living=1, expired=1)
     store.end_node(other.incarnation)
-    assert store.renew(node.incarnation, 60, running=0) == 0
+    assert store.renew(node.incarnation, 60, running=0) == Others(living=0, expired=0)
 
 
 def test_who_was_swept_may_begin_anew(store: Store, store_url: str) -> None:
@@ -58,7 +60,7 @@ def test_who_was_swept_may_begin_anew(store: Store, store_url: str) -> None:
     node.expire(store_url)
     store.end_expired()
     store.revive(node.info, 60)
-    assert store.renew(node.incarnation, 60, running=0) == 0
+    assert store.renew(node.incarnation, 60, running=0) == Others(living=0, expired=0)
     assert store.nodes()[0]["draining"]  # it is the same node
 
 
@@ -77,8 +79,28 @@ def test_a_new_incarnation_ends_those_before_it_in_its_home_alone(store: Store) 
     assert store.take_over(home, after.incarnation) == 1
     assert store.take_over(home, after.incarnation) == 0
     assert store.renew(before.incarnation, 60, running=0) is None
-    assert store.renew(elsewhere.incarnation, 60, running=0) == 1
+    assert store.renew(elsewhere.incarnation, 60, running=0) == Others(living=1, expired=0)
     assert [item.claim.key for item in store.abandoned(10)] == [key]
+
+
+def test_a_node_hears_of_what_there_is_to_do(store: Store) -> None:
+    accept(store, task("a"), task("b"), task("never"))
+    store.cancel("never")
+    node, other = Node(store), Node(store)
+
+    def there_is() -> tuple[bool, bool]:
+        standing = store.standing(node.incarnation, node.home)
+        return standing.abandoned, standing.undelivered
+
+    assert there_is() == (False, True)  # one that nobody has run is everybody's
+    store.delivered(store.undelivered(node.home, 10))
+    assert there_is() == (False, False)
+    key, _ = [claim.key for claim in other.claim()]
+    other.finish(success(key))
+    assert there_is() == (False, False)  # its own home delivers it
+    assert store.standing(node.incarnation, other.home).undelivered
+    store.end_node(other.incarnation)
+    assert there_is() == (True, False)
 
 
 def test_what_a_node_that_lives_holds_is_not_abandoned(store: Store) -> None:

@@ -173,7 +173,7 @@ def test_counts_are_the_same_however_few_are_counted(zoo: Store, monkeypatch: py
     accept(zoo, *(task(f"more{number}") for number in range(5)))
     monkeypatch.setattr(views, "_COUNTED", 6)
     assert zoo.stats()["priorities"]["queued"] == {"HIGH": 2, "MED": 5, "LOW": 0}
-    assert zoo.depths() == {Priority.HIGH: 2, Priority.MED: 5, Priority.LOW: 0}
+    assert zoo.depths()[0] == {Priority.HIGH: 2, Priority.MED: 5, Priority.LOW: 0}
 
 
 # ── many at once ──────────────────────────────────────────────────────────────────────────────────

@@ -59,5 +59,5 @@ def test_stats_count_every_state(store: Store) -> None:
     assert stats["priorities"]["queued"] == {"HIGH": 2, "MED": 0, "LOW": 1}
     assert (stats["queued"], stats["running"], stats["submitted"], stats["retried"]) == (3, 1, 8, 1)
     assert stats["paused"] is False
-    assert store.depths() == {Priority.HIGH: 2, Priority.MED: 0, Priority.LOW: 1}
+    assert store.depths() == ({Priority.HIGH: 2, Priority.MED: 0, Priority.LOW: 1}, 8)
     assert store.submitted() == 8

@@ -98,9 +98,9 @@ def test_ticks_lie_on_the_grid_and_missed_ones_stay_missed(start: float, ahead: 
 
 
 def test_cpu_percent() -> None:
-    assert profiler.cpu_percent((10.0, 100.0), (13.0, 104.0)) == 75.0
-    assert profiler.cpu_percent((10.0, 100.0), (9.99, 104.0)) == 0.0  # the kernel's idle time may step back
-    assert profiler.cpu_percent((10.0, 100.0), (10.0, 100.0)) is None
+    assert profiler.cpu_percent((10, 100), (13, 104)) == 75.0
+    assert profiler.cpu_percent((10, 100), (9, 104)) == 0.0  # the kernel's idle time may step back
+    assert profiler.cpu_percent((10, 100), (10, 100)) is None
 
 
 class Rows:

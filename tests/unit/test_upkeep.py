@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import pytest
+
 from pysched.engine.upkeep import PRUNE_BATCH, Upkeep
 
 
@@ -12,6 +14,8 @@ from pysched.engine.upkeep import PRUNE_BATCH, Upkeep
 class Standing:
     draining: bool = False
     superseded: str | None = None
+    abandoned: bool = True
+    undelivered: bool = False
 
 
 @dataclass
@@ -33,6 +37,7 @@ class Told:
             hand_back=lambda: self._note("hand back"),
             superseded=lambda why: self.calls.append(why),
             sweep=lambda: self._note("sweep"),
+            deliver=lambda: self.calls.append("deliver"),
             prune=self._prune if batches else None,
             logs=logs,
         )
@@ -53,6 +58,19 @@ def test_a_node_in_good_standing_sweeps(tmp_path: Path) -> None:
     assert told.calls == ["sweep"]
 
 
+@pytest.mark.parametrize(
+    ("abandoned", "undelivered", "calls"),
+    [(False, False, []), (True, False, ["sweep"]), (False, True, ["deliver"]), (True, True, ["deliver", "sweep"])],
+)
+def test_it_asks_for_nothing_that_is_not_there(
+    tmp_path: Path, abandoned: bool, undelivered: bool, calls: list[str]
+) -> None:
+    told = Told(tmp_path)
+    told.standing = Standing(abandoned=abandoned, undelivered=undelivered)
+    assert told.upkeep.round() == 0
+    assert told.calls == calls
+
+
 def test_a_draining_one_hands_back_each_time(tmp_path: Path) -> None:
     told = Told(tmp_path)
     told.standing.draining = True
@@ -63,7 +81,7 @@ def test_a_draining_one_hands_back_each_time(tmp_path: Path) -> None:
 
 def test_a_superseded_one_says_so_once_and_touches_the_store_no_more(tmp_path: Path) -> None:
     told = Told(tmp_path, Pruned(None))
-    told.standing.superseded = "too old"
+    told.standing = Standing(superseded="too old", undelivered=True)
     told.upkeep.round()
     told.upkeep.round()
     assert told.calls == ["too old", "hand back", "hand back"]

@@ -1,6 +1,7 @@
 -- name: claim
 -- First the overdue ones that the caller asks for, then the others in order, `limit` in all.
 -- The ids of rows come from an array of ctids: whatever the statistics say, that is a TID scan.
+-- No bound of an index is taken from clock_timestamp(): as it changes within a statement, each entry would be looked at.
 WITH allowed AS (
     SELECT FROM pysched.nodes
     WHERE incarnation = %(node)s::uuid AND ended_at IS NULL AND NOT draining AND lease_until > clock_timestamp()
@@ -13,7 +14,7 @@ WITH allowed AS (
     LATERAL (
         SELECT ctid FROM pysched.tasks
         WHERE place = 'ready' AND priority > 0 AND priority = o.priority
-          AND ready_at <= clock_timestamp() - make_interval(secs => o.after_s)
+          AND ready_at <= statement_timestamp() - make_interval(secs => o.after_s)
           AND EXISTS (SELECT FROM allowed)
         ORDER BY ready_at
         LIMIT o.at_most
@@ -77,11 +78,12 @@ SELECT id, attempts, token FROM pysched.tasks
 WHERE place = 'claimed' AND holder = %(node)s::uuid AND state = 'queued';
 
 -- name: promote
+-- How many were queued, and seconds until the next one's time.
 WITH due AS (
     UPDATE pysched.tasks SET state = 'queued', due_at = NULL, ready_at = clock_timestamp()
     WHERE ctid = ANY(ARRAY(
         SELECT ctid FROM pysched.tasks
-        WHERE place = 'scheduled' AND due_at <= clock_timestamp()
+        WHERE place = 'scheduled' AND due_at <= statement_timestamp()
         ORDER BY due_at
         LIMIT %(limit)s::integer
         FOR NO KEY UPDATE SKIP LOCKED
@@ -90,11 +92,11 @@ WITH due AS (
 ), counted AS (
     SELECT count(*) AS n FROM due
 )
-SELECT n, CASE WHEN n > 0 THEN pg_notify('pysched', 'ready')::text END FROM counted;
-
--- name: next_due
-SELECT extract(epoch FROM min(due_at) - clock_timestamp())::float8
-FROM pysched.tasks WHERE place = 'scheduled';
+SELECT n, (
+    SELECT extract(epoch FROM min(due_at) - clock_timestamp())::float8
+    FROM pysched.tasks WHERE place = 'scheduled' AND due_at > statement_timestamp()
+), CASE WHEN n > 0 THEN pg_notify('pysched', 'ready')::text END
+FROM counted;
 
 -- name: start
 -- Also true for an attempt that already runs: the same start may be sent twice when its answer was lost.

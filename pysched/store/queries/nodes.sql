@@ -7,11 +7,16 @@ WHERE n.ended_at IS NULL;
 
 -- name: renew
 -- A lease that ran out may still be renewed until somebody has noticed; then the node has ended for good.
+WITH others AS (
+    SELECT count(*) AS living, count(*) FILTER (WHERE lease_until <= clock_timestamp()) AS expired
+    FROM pysched.nodes WHERE incarnation <> %(incarnation)s AND ended_at IS NULL
+)
 UPDATE pysched.nodes
 SET renewed_at = clock_timestamp(), lease_until = clock_timestamp() + make_interval(secs => %(lease_s)s),
     running = %(running)s
+FROM others
 WHERE incarnation = %(incarnation)s AND ended_at IS NULL
-RETURNING (SELECT count(*) FROM pysched.nodes WHERE incarnation <> %(incarnation)s AND ended_at IS NULL);
+RETURNING others.living, others.expired;
 
 -- name: revive
 INSERT INTO pysched.nodes AS n (incarnation, home, host, pid, workers, lanes, version, started_at, renewed_at, lease_until)
@@ -29,8 +34,13 @@ WITH changed AS (
 SELECT pg_notify('pysched', 'drain')::text FROM changed;
 
 -- name: standing
+-- With what there is to do beside: rows for `abandoned` and for `undelivered`.
 SELECT coalesce((SELECT draining FROM pysched.nodes WHERE incarnation = %(incarnation)s), false),
-    (SELECT max(number) FROM pysched.migrations WHERE number > %(schema)s::integer AND NOT additive);
+    (SELECT max(number) FROM pysched.migrations WHERE number > %(schema)s::integer AND NOT additive),
+    EXISTS (SELECT FROM pysched.tasks WHERE place = 'claimed' AND NOT EXISTS (
+        SELECT FROM pysched.nodes WHERE incarnation = holder AND ended_at IS NULL)),
+    EXISTS (SELECT FROM pysched.undelivered WHERE home IS NULL)
+        OR EXISTS (SELECT FROM pysched.undelivered WHERE home = %(home)s);
 
 -- name: take_over
 UPDATE pysched.nodes SET ended_at = now(), running = 0

@@ -36,6 +36,13 @@ UNION ALL SELECT 'claimed ' || state, priority, count(*) FROM pysched.tasks WHER
 -- name: submitted
 SELECT coalesce(sum(total), 0)::bigint FROM pysched.tallies WHERE kind = 'submitted';
 
+-- name: depths_and_total
+-- As `live_up_to`, of what is queued, and `submitted`: for a look each second, in one statement.
+SELECT 'queued', priority, count(*) FROM (
+    SELECT priority FROM pysched.tasks WHERE place = 'ready' LIMIT %(limit)s::integer) AS ready GROUP BY priority
+UNION ALL SELECT 'claimed', priority, count(*) FROM pysched.tasks WHERE place = 'claimed' AND state = 'queued' GROUP BY priority
+UNION ALL SELECT 'submitted', 0, coalesce(sum(total), 0)::bigint FROM pysched.tallies WHERE kind = 'submitted';
+
 -- name: paused
 SELECT paused FROM pysched.control;
 
