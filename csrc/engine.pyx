@@ -38,7 +38,7 @@ cdef struct Letter:     # what Python asks of a lane, which alone touches its ch
     # Never a Record*, which may end before the letter is read.  LETTER_ARM: the token.  From the killer it is one,
     # which its lane keeps until LETTER_GONE; LETTER_ADOPT makes its lane the owner of one.
     uint64_t handle
-    # LETTER_KILL: grace; _ARM: deadline; _ZYGOTE: the socket; _GONE: requests answered; _SURVIVES: how many
+    # LETTER_KILL: grace; _ARM: deadline; _ZYGOTE: the socket; _GONE: number of the last request; _SURVIVES: how many
     int64_t ns
 
 

@@ -15,7 +15,7 @@
 from cython.operator cimport dereference
 from libc.errno cimport EMFILE, ENFILE, ENOMEM, errno
 from libc.signal cimport SIGCONT, SIGKILL, SIGTERM
-from libc.stdint cimport int64_t, uint64_t
+from libc.stdint cimport int64_t, uint32_t, uint64_t
 from libc.stdlib cimport atoi
 from libcpp.atomic cimport memory_order_acquire
 from libcpp.unordered_map cimport unordered_map
@@ -64,6 +64,7 @@ cdef struct Request:
     Record* record
     int lane
     TreePhase phase
+    uint32_t number     # of the record's requests, from 1
 
 
 cdef cppclass Killer:
@@ -100,6 +101,7 @@ cdef void killer_ask(Killer* killer, Record* record, int lane, TreePhase phase) 
     request.record = record
     request.lane = lane
     request.phase = phase
+    request.number = record.asked
     killer.mutex.lock()
     killer.requests.push_back(request)
     killer.mutex.unlock()
@@ -144,7 +146,7 @@ cdef void killer_take_requests(Killer* killer) noexcept nogil:
         tree = requests[i].record.tree
         if tree == NULL:
             tree = killer_adopt(killer, &requests[i])
-        tree.asked += 1
+        tree.asked = requests[i].number  # not counted here: an earlier tree of this record may have seen some
         if requests[i].phase >= tree.phase:
             if requests[i].phase == TREE_KILL and tree.phase != TREE_KILL:
                 tree.killed_ns = now(CLOCK_BOOTTIME)
@@ -332,7 +334,8 @@ cdef void killer_settle(Killer* killer) noexcept nogil:
 
 
 cdef void killer_dismiss(Killer* killer, Tree* tree) noexcept nogil:
-    """The tree is gone.  The lane frees the record when it has read this, unless it has asked for more meanwhile."""
+    """The tree is gone.  The lane frees the record when it has read this, unless it has asked for more meanwhile: then
+    the next request begins a new tree, which is found gone at once, and the answer to that is the lane's last one."""
     cdef Record* record = tree.record
     cdef size_t i
     for i in range(tree.strays.size()):

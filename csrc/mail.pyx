@@ -67,7 +67,10 @@ cdef void lane_end(Lane* lane, Record* record, int64_t grace_ns) noexcept nogil:
         timers_disarm(&lane.timers, &record.timer)
         lane_kill_tree(lane, record)
         return
-    killer_ask(lane.engine.killer, record, lane.number, TREE_TERM)
+    # Else the killer was asked for more than TERM already.  Should it have answered that the tree is gone, and we not
+    # have read it yet, the question would begin a tree of which TERM alone is wanted, and nobody waits for its end.
+    if not record.leader_ended and not record.killing:
+        killer_ask(lane.engine.killer, record, lane.number, TREE_TERM)
     deadline_ns = now(CLOCK_BOOTTIME) + grace_ns
     if record.timer.place == 0 or record.timer.kind != TIMER_KILL or deadline_ns < record.timer.deadline_ns:
         timers_arm(&lane.timers, &record.timer, TIMER_KILL, deadline_ns)

@@ -73,7 +73,7 @@ cdef cppclass Tree:
     int lane
     TreePhase phase
     bint fresh          # the phase has begun since the last scan
-    uint32_t asked      # requests seen
+    uint32_t asked      # number of the last request seen
     int64_t killed_ns   # when the phase KILL began
     bint told           # the lane knows that some of it survives
     uint32_t alive      # members met in this scan, without the leader

@@ -12,6 +12,8 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 
+import psycopg
+
 from tests.chaos import checker, faults, processes
 from tests.chaos.checker import Violation
 from tests.chaos.faults import Fault
@@ -94,9 +96,9 @@ def judge(world: World, clients: Clients, report: Report, *, settle_s: float = S
     """Let the world come to rest, and hold what happened against the promise."""
     late = settle(world, clients, settle_s)
     history = collect(world, clients, settled=late is None)
-    report.violations += checker.violations(history)
-    if late is not None:
+    if late is not None:  # first: it says why all that follows did not end
         report.violations.append(Violation("does not settle", "-", late))
+    report.violations += checker.violations(history)
     report.tasks = len(history.tasks)
     report.acknowledged = sum(each.acknowledged for each in history.submitted)
     report.executions = len(history.executions)
@@ -165,15 +167,18 @@ def _hanging(world: World) -> str:
 
 
 def open_ends(world: World) -> str:
-    """What has still to happen, in words; empty: nothing."""
+    """What has still to happen, in words; empty: nothing.  A server that was just killed may still recover."""
     files = [name for name in os.listdir(world.queue) if name.endswith(".task")]
     if files:
         return f"{len(files)} files wait, {files[0]} is one"
-    with world.cluster.connect() as conn:
-        rows = conn.execute(
-            "SELECT id || ' is ' || state FROM pysched.tasks WHERE finished_at IS NULL"
-            " UNION ALL SELECT task_id || ' owes its .done' FROM pysched.undelivered LIMIT 20"
-        ).fetchall()
+    try:
+        with world.cluster.connect() as conn:
+            rows = conn.execute(
+                "SELECT id || ' is ' || state FROM pysched.tasks WHERE finished_at IS NULL"
+                " UNION ALL SELECT task_id || ' owes its .done' FROM pysched.undelivered LIMIT 20"
+            ).fetchall()
+    except psycopg.OperationalError as error:
+        return f"the store does not answer: {error}"
     return ", ".join(text for (text,) in rows)
 
 

@@ -10,12 +10,13 @@ from __future__ import annotations
 
 import argparse
 import os
+import re
 import shutil
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -27,6 +28,7 @@ from tests.chaos.world import World, wait_for
 TASKS = 3  # a step: few, so that a walk is short
 _STEP_S = 90.0
 _LET_GO_S = 3.0
+_READY = re.compile(r" ready .*\bnode=([0-9a-f]+)")
 
 # What the calls are for: unlink, the accepted file; sendto and recvfrom, statements; clone, a job's start; openat,
 # its logs, and with write, fsync and rename the `.done` file.
@@ -82,31 +84,54 @@ class Walk:
         self.clients = Clients(world, [])  # gathers what those of the steps submitted
         self.clients.start()
 
-    def step(self, injection: Injection) -> bool:
-        """Whether the injection had an effect: the node died of it, or was told of an error."""
-        node = self._world.nodes[0]
-        wait_for(lambda: _is_ready(node.parts()[1]), "the node to be back", _STEP_S, self._world.last_words)
-        pid = node.parts()[1]
-        assert pid is not None
+    def step(self, injection: Injection, *, rounds: int = 1) -> bool:
+        """Whether the injection had an effect: the node died of it, or was told of an error.
+
+        How many calls a thread makes for a few tasks depends on how they come together in batches, hence `rounds`: up
+        to so many times a few tasks, until there is an effect.
+        """
+        pid = self._ready_node()
         self._steps += 1
-        names = [f"s{self._steps}-{number}" for number in range(TASKS)]
+        names = [[f"s{self._steps}-{turn}-{number}" for number in range(TASKS)] for turn in range(rounds)]
         log = self._world.root / f"strace.{self._steps}"
-        paths = [str(node.completed / f".{name}.done.tmp") for name in names] if injection.on_done else []
+        completed = self._world.nodes[0].completed
+        paths = [str(completed / f".{name}.done.tmp") for turn in names for name in turn] if injection.on_done else []
+        killing = "KILL" in injection.what
         tracer = attach(pid, injection, log, paths)
         try:
-            self._submit(names)
-            wait_for(
-                lambda: processes.state(pid) in {"", "Z"} or not open_ends(self._world),
-                f"the end of a step with {injection}",
-                _STEP_S,
-                self._world.last_words,
-            )
+            for turn in names:
+                self._submit(turn)
+                self._until(lambda: _is_dead(pid) or not open_ends(self._world), f"the end of a step with {injection}")
+                if _is_dead(pid) or (not killing and _was_injected(log)):
+                    break
         finally:
             _let_go(tracer)
-        wait_for(lambda: not open_ends(self._world), f"recovery from {injection}", _STEP_S, self._world.last_words)
-        if "KILL" in injection.what:
-            return processes.state(pid) in {"", "Z"}
-        return "(INJECTED)" in log.read_text(errors="replace")
+        self._until(lambda: not open_ends(self._world), f"recovery from {injection}")
+        return _is_dead(pid) if killing else _was_injected(log)
+
+    def _ready_node(self) -> int:
+        """The pid of a node that says that it is ready, which it does when it has all its threads."""
+        found: list[int] = []
+
+        def look() -> bool:
+            ready = _READY.findall(self._world.nodes[0].messages)
+            pid = self._world.nodes[0].parts()[1]
+            if not ready or pid is None or _is_dead(pid):
+                return False
+            with self._world.cluster.connect() as conn:
+                row = conn.execute(
+                    "SELECT pid FROM pysched.nodes WHERE starts_with(incarnation::text, %s)", [ready[-1]]
+                ).fetchone()
+            if row != (pid,):
+                return False
+            found.append(pid)
+            return True
+
+        self._until(look, "the node to be back")
+        return found[0]
+
+    def _until(self, condition: Callable[[], bool], what: str) -> None:
+        wait_for(condition, what, _STEP_S, self._world.last_words)
 
     def _submit(self, names: Sequence[str]) -> None:
         tasks = [make_task(self._world, name, Job(5), max_retries=9) for name in names]
@@ -146,17 +171,13 @@ def _is_traced(pid: int, thread: str) -> bool:
     return "TracerPid:\t0\n" not in status
 
 
-def _is_ready(pid: int | None) -> bool:
-    """It has its threads: the profiler's comes last but one."""
-    if pid is None:
-        return False
-    try:
-        names = [
-            Path(f"/proc/{pid}/task/{thread}/comm").read_text().strip() for thread in os.listdir(f"/proc/{pid}/task")
-        ]
-    except OSError:
-        return False
-    return len(names) > 10
+def _is_dead(pid: int) -> bool:
+    return processes.state(pid) in {"", "Z"}
+
+
+def _was_injected(log: Path) -> bool:
+    """strace writes a line at once; the last one may still be half there."""
+    return "(INJECTED)" in log.read_text(errors="replace")
 
 
 def main() -> int:

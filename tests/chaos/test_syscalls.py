@@ -29,8 +29,8 @@ def test_a_node_may_die_or_be_refused_at_any_call() -> None:
     report = Report(0)
     with World(nodes=1, workers=2) as world:
         walk = Walk(world)
-        effective = [step for step in _STEPS if walk.step(step)]
+        effective = [step for step in _STEPS if walk.step(step, rounds=20)]
         judge(world, walk.clients, report)
     assert not report.violations, "\n".join(map(str, [report, *report.violations]))
     assert list(_STEPS) == effective
-    assert report.tasks == len(_STEPS) * syscalls.TASKS
+    assert report.tasks == len(walk.clients.submitted) >= len(_STEPS) * syscalls.TASKS

@@ -126,15 +126,18 @@ class Clock:
     def __init__(self, path: Path) -> None:
         self._path = path
         self._realtime_s = self._boottime_s = 0.0
+        self._lock = threading.Lock()  # two jumps at once: the later write must not take the other one back
         self.set(realtime_s=0.0)
 
     def set(self, *, realtime_s: float) -> None:
-        self._realtime_s = realtime_s
-        self._write()
+        with self._lock:
+            self._realtime_s = realtime_s
+            self._write()
 
     def advance(self, *, boottime_s: float) -> None:
-        self._boottime_s += boottime_s
-        self._write()
+        with self._lock:
+            self._boottime_s += boottime_s
+            self._write()
 
     def _write(self) -> None:
         data = struct.pack("qq", round(self._realtime_s * 1e9), round(self._boottime_s * 1e9))
@@ -163,7 +166,9 @@ class Node(Service):
 
     @staticmethod
     def _is_ours(pid: int) -> bool:
-        return b"pysched" in processes.command(pid) and b"PYSCHED_TASK_ID=" not in processes.environ(pid)
+        """Of a node that died its zygote may be left, for a moment, and its jobs."""
+        words = processes.command(pid)
+        return b"pysched" in words and b"zygote.py" not in words and b"PYSCHED_TASK_ID=" not in processes.environ(pid)
 
 
 class World:

@@ -175,6 +175,29 @@ def test_a_second_cancel_ends_the_grace(start: Start, token: str) -> None:
     assert carriers(token) == set()
 
 
+def test_the_grace_may_end_while_the_tree_does(start: Start, token: str) -> None:
+    """The killer has said that it is gone, and the lane asks for KILL before it has read that."""
+    run = start(lanes=2, workers=8)
+    graces = [random.uniform(0.0005, 0.012) for _ in range(100)]
+    handles = run.submit(*(run.launch("/bin/sleep", token, timeout_s=0.01, grace_s=grace) for grace in graces))
+    assert [event.cause for event in run.ends(handles)] == [CAUSE_TIMEOUT] * len(handles)
+    assert run.core.running == 0
+
+
+@pytest.mark.parametrize("first_grace_s", [0.0, 1_000.0], ids=["killed", "told"])
+def test_an_attempt_that_ends_may_be_told_so_once_more(start: Start, token: str, first_grace_s: float) -> None:
+    """Whatever the killer knew when it was asked again: the end is told when it is there, not later."""
+    run = start()
+    for _ in range(20):
+        (handle,) = run.submit(run.launch("/bin/sleep", token))
+        run.started(handle)
+        run.core.kill(handle, first_grace_s, CAUSE_CANCEL)
+        for _ in range(random.randrange(20_000)):  # some milliseconds; none of them is needed for the result
+            os.getppid()
+        run.core.kill(handle, 1_000.0, CAUSE_CANCEL)  # False if it has ended
+        assert run.end(handle).cause == CAUSE_CANCEL
+
+
 def test_an_orphan_that_goes_on_after_a_normal_end_is_left(start: Start, token: str) -> None:
     run = start(subreaper=True)
     (handle,) = run.submit(run.shell(f"setsid -f sh -c 'echo > there; exec sleep {token}'; {AWAIT.format('there')}"))
