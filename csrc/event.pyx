@@ -62,8 +62,10 @@ cdef cppclass Outbox:
     int64_t taken_ns    # CLOCK_BOOTTIME of the last poll that took notes
 
 # How soon a poll may follow one that took notes.  Waking a poller for each end of a short job costs as much as the
-# kernel's work for a third of that job; notes that are this close together come in one batch.
+# kernel's work for a third of that job; notes that are this close together come in one batch.  While attempts wait in
+# the buckets no lane needs anything of the poller, so it may take its time.
 cdef int64_t GATHER_NS = 1_000_000
+cdef int64_t GATHER_BUSY_NS = 10_000_000
 
 
 cdef enum Polled:
@@ -128,12 +130,12 @@ cdef bint outbox_take(Outbox* outbox, array[Note]* batch, size_t limit) noexcept
     return True
 
 
-cdef bint outbox_gather(Outbox* outbox, size_t limit, int64_t deadline_ns) noexcept nogil:
+cdef bint outbox_gather(Outbox* outbox, size_t limit, int64_t deadline_ns, int64_t gather_ns) noexcept nogil:
     """Under the mutex, which is free meanwhile: let notes gather if some were taken just now; False: interrupted.
 
-    Nobody counts as a poller here, so lanes post without a system call.  A wake() is at most GATHER_NS late."""
+    Nobody counts as a poller here, so lanes post without a system call.  A wake() is at most `gather_ns` late."""
     cdef timespec rest
-    cdef int64_t now_ns, until_ns = outbox.taken_ns + GATHER_NS
+    cdef int64_t now_ns, until_ns = outbox.taken_ns + gather_ns
     cdef int slept
     if outbox.taken_ns == 0 or outbox.woken or outbox.closed or outbox.notes.size() - outbox.first >= limit:
         return True
@@ -150,7 +152,9 @@ cdef bint outbox_gather(Outbox* outbox, size_t limit, int64_t deadline_ns) noexc
     return slept == 0
 
 
-cdef Polled outbox_poll(Outbox* outbox, array[Note]* batch, size_t limit, int64_t deadline_ns) noexcept nogil:
+cdef Polled outbox_poll(
+    Outbox* outbox, array[Note]* batch, size_t limit, int64_t deadline_ns, int64_t gather_ns
+) noexcept nogil:
     """Wait for notes until `deadline_ns` of CLOCK_BOOTTIME (-1: for ever) and take up to `limit`."""
     cdef pollfd watched
     cdef timespec rest
@@ -159,7 +163,7 @@ cdef Polled outbox_poll(Outbox* outbox, array[Note]* batch, size_t limit, int64_
     cdef int ready
     cdef bint done, signal
     outbox.mutex.lock()
-    if not outbox_gather(outbox, limit, deadline_ns):
+    if not outbox_gather(outbox, limit, deadline_ns, gather_ns):
         outbox.mutex.unlock()
         return POLL_INTERRUPTED
     while True:

@@ -173,6 +173,24 @@ cdef extern from "<fcntl.h>" nogil:
 
     int posix_fallocate(int fd, long long offset, long long size)
 
+    enum:
+        AT_FDCWD
+        AT_SYMLINK_NOFOLLOW
+        POSIX_FADV_DONTNEED
+
+    int openat(int folder, const char* path, int flags, ...)
+    int posix_fadvise(int fd, int64_t offset, int64_t length, int advice)
+
+cdef extern from "<unistd.h>" nogil:
+    enum:
+        F_OK
+
+    int faccessat(int folder, const char* path, int mode, int flags)
+    int unlinkat(int folder, const char* path, int flags)
+
+cdef extern from "<stdio.h>" nogil:
+    int renameat(int old_folder, const char* old_path, int new_folder, const char* new_path)
+
 cdef extern from "<dirent.h>" nogil:
     ctypedef struct DIR:
         pass

@@ -5,6 +5,7 @@ Linux ≥5.9, x86-64 or arm64.  Everything here may be called from any thread.  
 """
 
 import concurrent.futures
+import os
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Final, Literal, TypeVar, final
 
@@ -33,6 +34,8 @@ __all__ = [
     "Histogram",
     "Launch",
     "ReadyQueue",
+    "is_missing",
+    "write_files",
 ]
 
 _T = TypeVar("_T")
@@ -405,3 +408,14 @@ class Executor(concurrent.futures.Executor):
     def at(self, priority: int, rank: int = 0) -> Executor:
         """This executor under another order: what is submitted to the view has `priority` (0 HIGH, 1 MED, 2 LOW) and
         `rank` (int32).  Shutting down a view shuts down the executor."""
+
+def write_files(folder: str | os.PathLike[str], files: Iterable[tuple[str | bytes, bytes]]) -> None:
+    """Make or replace the files (name, content) in `folder`, durably and without the GIL.
+
+    Each is on the disk under `.NAME.tmp` before it gets its name, and the folder is synced once, so a reader or a crash
+    sees all of a file or none of it.  No name stands twice.  Raises OSError naming the file, or the folder; then some
+    may have been written, and no temporary name is left."""
+
+def is_missing(path: str) -> bool:
+    """Whether there is nothing at `path`, not even a dangling link; False if that cannot be told.  A third of the price
+    of an exception that says it."""

@@ -1,7 +1,8 @@
 """The vocabulary every stage speaks: states, priorities and the records passed between stages.
 
-Nothing here does I/O, reads a clock or imports a stage.  The states are drawn in `pysched.states`; what a user
-may *submit* is described in `pysched.task`.
+Nothing here does I/O, reads a clock or imports a stage.  No record is changed once it is made; those that each attempt
+needs are not `frozen` all the same, since that would make them three times as dear.  The states are drawn in
+`pysched.states`; what a user may *submit* is described in `pysched.task`.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import hashlib
 import uuid
 from dataclasses import dataclass, field
 from datetime import datetime
+from typing import NamedTuple
 
 from pysched.ids import ID_PATTERN as ID_PATTERN
 from pysched.ids import is_valid_id as is_valid_id
@@ -53,8 +55,7 @@ class Reason:
         return f"spawn: {detail}"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class AttemptKey:
+class AttemptKey(NamedTuple):
     """The fence: every write about an attempt is guarded by these three values (rule 3)."""
 
     id: str  # the task
@@ -62,7 +63,7 @@ class AttemptKey:
     token: int  # lease token, unique over all claims of the store
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(slots=True, kw_only=True)
 class Claim:
     """A node's right to run one attempt of a task, as the store granted it."""
 
@@ -88,7 +89,7 @@ class Abandoned:
     crashes: int  # nodes that ended by themselves while they ran the task, one after the other
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(slots=True, kw_only=True)
 class Program:
     """A process to be started, as bytes the kernel takes, and the files it will leave."""
 
@@ -105,7 +106,7 @@ class Program:
     warm: bool = False  # forked by the zygote: argv is what that is told, see ml/zygote.py
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(slots=True, kw_only=True)
 class Started:
     """An attempt has a process."""
 
@@ -114,7 +115,7 @@ class Started:
     started_at: datetime  # UTC, this node's clock
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(slots=True, kw_only=True)
 class Exit:
     """How an attempt ended, before anybody decided what that means for its task."""
 
@@ -133,7 +134,7 @@ class Exit:
     survivors: int = 0  # processes of the attempt that KILL has not ended
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(slots=True, kw_only=True)
 class Outcome:
     """An ended attempt together with the verdict on its task; what `Store.finish` writes."""
 
@@ -149,7 +150,7 @@ class Outcome:
     holder: uuid.UUID | None = None  # whose claim it was, where a sweep ends it; None: the caller's
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(slots=True, kw_only=True)
 class Record:
     """A terminal task: exactly the fields of `ID.done`, in the contract's order."""
 

@@ -175,6 +175,7 @@ class Node:
             write=completed.write,
             undelivered=lambda limit: store.undelivered(home_id, limit),
             delivered=store.delivered,
+            backlog=self._has_backlog,
         )
         self._recorder = Recorder(
             spool,
@@ -183,6 +184,7 @@ class Node:
             deliver=self._deliverer.put,
             finished=self._recorded,
             disowned=self._disown,
+            backlog=self._has_backlog,
         )
         claimer = store.claimer(self._incarnation)
         self._dispatcher = Dispatcher(
@@ -195,6 +197,7 @@ class Node:
             ageing_s=settings.ageing_s,
             hold=self._why_not_claim,
             fenced=lambda: self._heartbeat.fenced,
+            alone=lambda: self._heartbeat.alone,
             reconcile=lambda: self._reconcile(store),
         )
         self._reaper = Reaper(
@@ -368,6 +371,9 @@ class Node:
         if any(isinstance(verdict, Acceptance) and verdict.state is State.SCHEDULED for verdict in verdicts):
             self._dispatcher.due()
         return verdicts
+
+    def _has_backlog(self) -> bool:
+        return any(self._core.depths())
 
     def _recorded(self, outcomes: Sequence[Outcome]) -> None:
         """Outcomes are durable: pass news on to whoever acts on it."""

@@ -11,6 +11,7 @@ from pysched.model import AttemptKey, Exit, Outcome, Priority, Reason, State
 
 BACKOFF_CAP_S = 60.0
 PREFETCH_HORIZON_S = (0.05, 0.5)  # claim ahead what will start within two claims' time, but at least, at most this
+PREFETCH_ALONE_S = (0.2, 0.5)
 PREFETCH_MAX = 1024
 CRASHES_MAX = 3  # nodes that a task may take down
 SUSPECT_S = 60.0
@@ -89,13 +90,13 @@ def verdict(
     return Outcome(key=key, exit=exit, attempt_state=state, next_state=state, reason=stated)
 
 
-def prefetch(starts_per_s: float, claim_s: float = 0.0) -> int:
+def prefetch(starts_per_s: float, claim_s: float = 0.0, *, alone: bool = False) -> int:
     """How many attempts a node may hold beyond its free workers; `claim_s` is how long a claim takes at present.
 
     Just enough to keep the workers busy while a claim is under way; zero for long jobs, so that no node
-    hoards what another could start now.
+    hoards what another could start now.  A node that is `alone` claims fewer times, and more each.
     """
-    least, most = PREFETCH_HORIZON_S
+    least, most = PREFETCH_ALONE_S if alone else PREFETCH_HORIZON_S
     return min(int(starts_per_s * min(max(2 * claim_s, least), most)), PREFETCH_MAX)
 
 

@@ -21,7 +21,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from pysched import _core, policy
-from pysched._core import AttemptRow, AttemptTable, Core, Event, Launch
+from pysched._core import AttemptRow, AttemptTable, Core, Event
 from pysched.engine import recovery
 from pysched.engine.attempts import Attempts, Held
 from pysched.engine.leftovers import end_leftovers
@@ -99,9 +99,10 @@ class Adopter:
         except PyschedError:  # of a newer version, that this one has come after
             adoption.outcomes.append(recovery.lost(item, crashes=item.crashes))
             return True
-        handle = self._attempts.add(Held(item.claim, task, program))
+        held = Held(item.claim, task, program)
+        handle = self._attempts.add(held)
         if row.state != _core.ROW_ENDED:
-            if self._core.adopt(_launch(handle, row, item, program)):
+            if self._core.adopt(held.launch(handle, adopted=row)):
                 adoption.running += 1
                 return False
             row = self._table.row(row.token)  # it ended just now
@@ -114,21 +115,3 @@ class Adopter:
             and row.state in {_core.ROW_STARTING, _core.ROW_RUNNING, _core.ROW_ENDED}
             and policy.is_suspect(since_s=row.since_ns / _NS, crashed_s=self._crashed_ns / _NS)
         )
-
-
-def _launch(handle: int, row: AttemptRow, item: Abandoned, program: Program) -> Launch:
-    return Launch(
-        handle=handle,
-        priority=item.claim.priority,
-        rank=item.claim.rank,
-        sequence=item.claim.sequence,
-        argv=program.argv,
-        candidates=program.candidates,
-        env=program.env,
-        cwd=program.cwd,
-        stdout=program.stdout.encode(),
-        stderr=program.stderr.encode(),
-        grace_s=program.grace_s,
-        mark=row.mark,
-        token=row.token,
-    )

@@ -7,17 +7,40 @@ import threading
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+from pysched._core import AttemptRow, Launch
 from pysched.model import AttemptKey, Claim, Program
 from pysched.task import Task
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Held:
     """One attempt in the core's hands."""
 
     claim: Claim
     task: Task
     program: Program
+
+    def launch(self, handle: int, *, adopted: AttemptRow | None = None) -> Launch:
+        """What the core is told of it; `adopted`: the row of a process that runs already, which says the rest."""
+        claim, program = self.claim, self.program
+        return Launch(
+            handle=handle,
+            priority=claim.priority,
+            rank=claim.rank,
+            sequence=claim.sequence,
+            argv=program.argv,
+            candidates=program.candidates,
+            env=program.env,
+            cwd=program.cwd,
+            stdout=program.stdout.encode(),
+            stderr=program.stderr.encode(),
+            timeout_s=program.timeout_s if adopted is None else None,
+            grace_s=program.grace_s,
+            waited_s=claim.waited_s if adopted is None else 0.0,
+            mark=program.mark if adopted is None else adopted.mark,
+            token=claim.key.token,
+            warm=program.warm and adopted is None,
+        )
 
 
 class Attempts:
@@ -39,13 +62,12 @@ class Attempts:
     def get(self, handle: int) -> Held:
         return self._held[handle]
 
-    def remove(self, handle: int) -> Held:
+    def remove(self, handles: Iterable[int]) -> None:
         with self._empty:
-            held = self._held.pop(handle)
-            del self._by_key[held.claim.key]
+            for handle in handles:
+                del self._by_key[self._held.pop(handle).claim.key]
             if not self._held:
                 self._empty.notify_all()
-            return held
 
     def handles(self, keys: Iterable[AttemptKey] | None = None) -> list[int]:
         """Handles of `keys` that are still held; of all with None."""

@@ -15,8 +15,9 @@ from collections.abc import Callable, Sequence
 import structlog
 
 from pysched import policy
-from pysched._core import Core, Launch
+from pysched._core import Core
 from pysched.engine.attempts import Attempts, Held
+from pysched.engine.specs import Specs
 from pysched.errors import PyschedError, StoreError
 from pysched.model import AttemptKey, Claim, Priority, Program
 from pysched.task import Task
@@ -39,8 +40,8 @@ class Dispatcher:
     next.
 
     `hold()` says why nothing is to be claimed now, or None.  `fenced()`: what a claim brings must not start any more.
-    `reconcile()` hands back what the store counts as this node's and the node knows nothing of: a claim whose answer
-    was lost, or came too late.
+    `alone()`: there is no other node whose work this one could take.  `reconcile()` hands back what the store counts as
+    this node's and the node knows nothing of: a claim whose answer was lost, or came too late.
     """
 
     def __init__(
@@ -55,12 +56,14 @@ class Dispatcher:
         ageing_s: float,
         hold: Hold,
         fenced: Callable[[], bool],
+        alone: Callable[[], bool],
         reconcile: Callable[[], None],
     ) -> None:
         self._core = core
         self._attempts = attempts
         self._claim = claim
         self._promote = promote
+        self._specs = Specs()
         self._prepare = prepare
         self._unstartable = unstartable
         self._ageing_s = ageing_s
@@ -68,6 +71,7 @@ class Dispatcher:
         self._hold = hold
         self._held_by: str | None = None
         self._fenced = fenced
+        self._alone = alone
         self._reconcile = reconcile
         self._doubts: list[float] = []  # when to reconcile next, and after that
         self._news = threading.Condition()  # guards the seven below
@@ -212,7 +216,7 @@ class Dispatcher:
     def _wanted(self) -> tuple[Priority, int] | None:
         """What to claim now, if it is there; None if there is no room."""
         started_per_s = self._rate.per_second(self._core.counters()["started"], time.monotonic())
-        ahead = policy.prefetch(started_per_s, self._claim_s)
+        ahead = policy.prefetch(started_per_s, self._claim_s, alone=self._alone())
         free = self._core.workers - self._core.running
         return policy.claim_limit(free_workers=free, ahead=ahead, waiting=self._core.depths())
 
@@ -220,32 +224,13 @@ class Dispatcher:
         launches = []
         for claim in claims:
             try:
-                task = Task.from_spec(claim.key.id, claim.spec)
+                task = self._specs.read(claim.spec)
                 program = self._prepare(claim.key, task)
             except PyschedError as error:
                 self._unstartable(claim, error)
                 continue
-            handle = self._attempts.add(Held(claim, task, program))
-            launches.append(
-                Launch(
-                    handle=handle,
-                    priority=claim.priority,
-                    rank=claim.rank,
-                    sequence=claim.sequence,
-                    argv=program.argv,
-                    candidates=program.candidates,
-                    env=program.env,
-                    cwd=program.cwd,
-                    stdout=program.stdout.encode(),
-                    stderr=program.stderr.encode(),
-                    timeout_s=program.timeout_s,
-                    grace_s=program.grace_s,
-                    waited_s=claim.waited_s,
-                    mark=program.mark,
-                    warm=program.warm,
-                    token=claim.key.token,
-                )
-            )
+            held = Held(claim, task, program)
+            launches.append(held.launch(self._attempts.add(held)))
         self._core.submit(launches)
 
 

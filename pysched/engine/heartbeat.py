@@ -99,6 +99,11 @@ class Heartbeat:
         """Whether all that is held has to end."""
         return self._lease.fenced
 
+    @property
+    def alone(self) -> bool:
+        """Whether no other node was there at the last renewal."""
+        return not self._lease.others
+
     # ── renewing ──────────────────────────────────────────────────────────────────────────────────
 
     def _keep(self) -> None:

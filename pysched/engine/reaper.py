@@ -85,8 +85,7 @@ class Reaper:
         if started or outcomes:
             # Recorded first, forgotten second: "nothing held" implies that every outcome is with the recorder.
             self._record(started, outcomes)
-            for handle in ended:
-                self._attempts.remove(handle)
+            self._attempts.remove(ended)
             self._room()
         if due:
             self._due()

@@ -10,6 +10,8 @@ import zlib
 from dataclasses import dataclass
 from pathlib import Path
 
+from pysched._core import is_missing
+
 RESULT_BYTES = 64 * 1024
 _SHARDS = 256  # folders, so that none grows to a million entries
 
@@ -44,8 +46,12 @@ class LogFolder:
 def take_result(path: str) -> tuple[str | None, str | None]:
     """(JSON text, None) of what the job left at `path`, or (None, why it cannot be used); removes the file, and that of
     the job's progress."""
-    with contextlib.suppress(OSError):
-        os.unlink(f"{path.removesuffix('.result')}.progress")
+    progress = f"{path.removesuffix('.result')}.progress"
+    if not is_missing(progress):
+        with contextlib.suppress(OSError):
+            os.unlink(progress)
+    if is_missing(path):
+        return None, None
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
     except FileNotFoundError:

@@ -9,6 +9,7 @@ import os
 import re
 import sys
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 from pysched.errors import NodeError
@@ -29,6 +30,22 @@ _READ_AT_START = re.compile(
     r"PYTHON|LD_|OMP_|KMP_|GOMP_|OPENBLAS|GOTO_|MKL_|BLIS_|NUMEXPR_|NPY_|MALLOC_|GLIBC_|CUDA_|NVIDIA_|LC_|LANG"
 )
 _WARM_BYTES = 128 * 1024  # of words and environment; what is larger starts cold
+_PLANS = 64  # kept at once
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Plan:
+    """What all attempts of a task have in common."""
+
+    task: Task  # holds the object, by whose identity the plan is known
+    argv: list[bytes]
+    candidates: list[bytes]
+    words: list[str] | None  # of a text command that runs without a shell if its program is found
+    warm_argv: list[bytes] | None  # for the zygote, if that may run it
+    path: str
+    env: list[bytes]
+    env_without_pwd: list[bytes]  # what runs without a shell gets PWD as from one
+    cwd: bytes
 
 
 class Launcher:
@@ -45,42 +62,72 @@ class Launcher:
         self._logs = logs
         self._warm = warm
         self._inherited = inherited(environ)
+        self._plans: dict[int, _Plan] = {}
 
     def prepare(self, key: AttemptKey, task: Task, *, node: str | None = None) -> Program:
-        """`node`: the incarnation that started the attempt, if it was an earlier one."""
+        """`node`: the incarnation that started the attempt, if it was an earlier one.
+
+        Programs of one `Task` object share what they have in common, so who runs a task often keeps the object.
+        """
         node = node or self._node
         files = self._logs.of(key.id, key.attempt)
-        cwd = os.fsencode(task.cwd) if task.cwd is not None else self._work
-        path = task.env.get("PATH", self._inherited["PATH"])
-        direct = _without_shell(task, path)
-        argv, own = _words(task) if direct is None else (direct[0], {"PWD": os.fsdecode(os.path.realpath(cwd))})
-        ml = task.command is None and task.type is TaskType.ML
-        env = {
-            **self._inherited,
-            **(_ONE_THREAD if ml else {}),
-            **task.env,
-            **own,
-            "PYSCHED_TASK_ID": key.id,
-            "PYSCHED_ATTEMPT": str(key.attempt),
-            "PYSCHED_NODE": node,
-            "PYSCHED_RESULT": files.result,
-            "PYSCHED_PROGRESS": files.progress,
-        }
-        entries = [os.fsencode(f"{name}={value}") for name, value in env.items()]
-        warm = ml and self._warm and not any(map(_READ_AT_START.match, task.env)) and _fits(entries)
-        words = [os.fsencode(word) for word in (_warm_words(task) if warm else argv)]
+        plan = self._plan(task)
+        # Looked for each time: what is found now need not be there for the next attempt.
+        file = found(plan.words[0], plan.path) if plan.words is not None else None
+        entries = [
+            *(plan.env if file is None else plan.env_without_pwd),
+            f"PYSCHED_TASK_ID={key.id}".encode(),
+            b"PYSCHED_ATTEMPT=%d" % key.attempt,
+            b"PYSCHED_NODE=" + node.encode(),
+            b"PYSCHED_RESULT=" + os.fsencode(files.result),
+            b"PYSCHED_PROGRESS=" + os.fsencode(files.progress),
+        ]
+        argv, candidates = plan.argv, plan.candidates
+        if plan.words is not None and file is not None:
+            argv, candidates = [os.fsencode(word) for word in plan.words], [os.fsencode(file)]
+            entries.append(b"PWD=" + os.path.realpath(plan.cwd))
+        warm = plan.warm_argv is not None and _fits(entries)
+        if plan.warm_argv is not None and warm:
+            argv, candidates = plan.warm_argv, plan.warm_argv[:1]
         return Program(
-            argv=words,
-            candidates=_candidates(words[0], os.fsencode(path)) if direct is None else [os.fsencode(direct[1])],
+            argv=argv,
+            candidates=candidates,
             env=entries,
             warm=warm,
-            cwd=cwd,
+            cwd=plan.cwd,
             stdout=files.stdout,
             stderr=files.stderr,
             result=files.result,
             timeout_s=task.timeout_s,
             grace_s=task.grace_s,
             mark=mark_of(key.id, key.attempt, node),
+        )
+
+    def _plan(self, task: Task) -> _Plan:
+        plan = self._plans.get(id(task))
+        if plan is None:
+            if len(self._plans) == _PLANS:
+                self._plans.clear()
+            plan = self._plans[id(task)] = self._make_plan(task)
+        return plan
+
+    def _make_plan(self, task: Task) -> _Plan:
+        path = task.env.get("PATH", self._inherited["PATH"])
+        argv, own = _words(task)
+        ml = task.command is None and task.type is TaskType.ML
+        env = {**self._inherited, **(_ONE_THREAD if ml else {}), **task.env, **own}
+        words = [os.fsencode(word) for word in argv]
+        warm = ml and self._warm and not any(map(_READ_AT_START.match, task.env))
+        return _Plan(
+            task=task,
+            argv=words,
+            candidates=_candidates(words[0], os.fsencode(path)),
+            words=plain_words(task.command, task.env) if isinstance(task.command, str) else None,
+            warm_argv=[os.fsencode(word) for word in _warm_words(task)] if warm else None,
+            path=path,
+            env=_entries(env),
+            env_without_pwd=_entries({name: value for name, value in env.items() if name != "PWD"}),
+            cwd=os.fsencode(task.cwd) if task.cwd is not None else self._work,
         )
 
 
@@ -93,6 +140,10 @@ def inherited(environ: Mapping[str, str]) -> dict[str, str]:
     return kept
 
 
+def _entries(env: Mapping[str, str]) -> list[bytes]:
+    return [os.fsencode(f"{name}={value}") for name, value in env.items()]
+
+
 def _fits(entries: list[bytes]) -> bool:
     return sum(map(len, entries)) + len(entries) <= _WARM_BYTES
 
@@ -102,13 +153,6 @@ def _warm_words(task: Task) -> list[str]:
     if task.entrypoint is not None:
         return ["entrypoint", task.entrypoint]
     return ["ml_task", "--duration_ms", str(task.duration_ms)]
-
-
-def _without_shell(task: Task, path: str) -> tuple[list[str], str] | None:
-    """argv and the file to execute of a text command that needs no shell.  Such a job gets PWD, as from a shell."""
-    words = plain_words(task.command, task.env) if isinstance(task.command, str) else None
-    file = found(words[0], path) if words is not None else None
-    return None if words is None or file is None else (words, file)
 
 
 def _words(task: Task) -> tuple[list[str], dict[str, str]]:

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import os
 from collections.abc import Sequence
-from contextlib import ExitStack
 from datetime import datetime, timezone
+from json.encoder import encode_basestring as _text
 from pathlib import Path
 
+from pysched._core import write_files
 from pysched.model import Record
-
-_OPEN_AT_ONCE = 128  # files
 
 
 class CompletedFolder:
@@ -32,58 +30,39 @@ class CompletedFolder:
     def write(self, records: Sequence[Record]) -> None:
         """All of them, durably; OSError if one cannot be written (writing it again later is fine).
 
-        Each file is complete and durable under a temporary name before it gets its own, and the folder is synced
-        once for the batch, so a reader or a crash sees all of a file or none of it.
+        A reader or a crash sees all of a file or none of it.  Of two records of one task, which was run again, the
+        later one counts.
         """
-        for start in range(0, len(records), _OPEN_AT_ONCE):
-            self._write_some(records[start : start + _OPEN_AT_ONCE])
-        self._sync_folder()
-
-    def _write_some(self, records: Sequence[Record]) -> None:
-        temporary = {record.id: self.path / f".{record.id}.done.tmp" for record in records}
-        try:
-            with ExitStack() as stack:
-                files = [self._write_file(stack, temporary[record.id], encode(record)) for record in records]
-                # All begin to go to the disk before the first is waited for: one commit of the journal serves many.
-                for descriptor in files:
-                    os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
-                for descriptor in files:
-                    os.fsync(descriptor)
-            for task_id, path in temporary.items():
-                os.rename(path, self.path / f"{task_id}.done")
-        except BaseException:
-            for path in temporary.values():
-                path.unlink(missing_ok=True)
-            raise
-
-    @staticmethod
-    def _write_file(stack: ExitStack, path: Path, data: bytes) -> int:
-        """A new file with `data`, open until `stack` ends."""
-        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC, 0o644)
-        stack.callback(os.close, descriptor)
-        view = memoryview(data)
-        while view:
-            view = view[os.write(descriptor, view) :]
-        return descriptor
-
-    def _sync_folder(self) -> None:
-        descriptor = os.open(self.path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
+        last = {record.id: record for record in records}
+        write_files(self.path, [(f"{task_id}.done", encode(record)) for task_id, record in last.items()])
 
 
 def encode(record: Record) -> bytes:
     """The content of a `.done` file; times are RFC 3339 in UTC."""
-    return _ENCODER.encode({name: getattr(record, name) for name in _FIELDS}).encode() + b"\n"
+    result = "null" if record.result is None else json.dumps(record.result, ensure_ascii=False)
+    return (
+        f'{{"id": "{record.id}", "name": {_text(record.name)}, "type": "{record.type}", '
+        f'"priority": "{record.priority}", "status": "{record.status}", "reason": {_or_null(record.reason)}, '
+        f'"exit_code": {_number(record.exit_code)}, "signal": {_or_null(record.signal)}, '
+        f'"attempts": {record.attempts}, "node": {_or_null(record.node)}, '
+        f'"submitted_at": {_time(record.submitted_at)}, "started_at": {_time(record.started_at)}, '
+        f'"finished_at": {_time(record.finished_at)}, "wait_ms": {_number(record.wait_ms)}, '
+        f'"run_ms": {_number(record.run_ms)}, "result": {result}, "stdout": {_or_null(record.stdout)}, '
+        f'"stderr": {_or_null(record.stderr)}}}\n'
+    ).encode()
 
 
-def _time(value: object) -> str:
-    if isinstance(value, datetime):
-        return value.astimezone(timezone.utc).isoformat(timespec="microseconds").replace("+00:00", "Z")
-    raise TypeError(f"{type(value).__name__} in a record")
+def _or_null(text: str | None) -> str:
+    return "null" if text is None else _text(text)
 
 
-_FIELDS = [field.name for field in dataclasses.fields(Record)]
-_ENCODER = json.JSONEncoder(default=_time, ensure_ascii=False)
+def _number(value: int | None) -> str:
+    return "null" if value is None else str(value)
+
+
+def _time(moment: datetime | None) -> str:
+    if moment is None:
+        return "null"
+    if moment.tzinfo is not timezone.utc:
+        moment = moment.astimezone(timezone.utc)
+    return f'"{moment.isoformat(timespec="microseconds")[:-6]}Z"'

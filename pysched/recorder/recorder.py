@@ -28,10 +28,18 @@ from pysched.recorder.spool import Spool
 
 _PAUSE_S = (0.05, 2.0)  # first and longest pause while the store or the disk does not take it
 _BATCH = 1_000
-_GATHER_S = 0.02  # between the beginnings of two batches: a transaction costs as much as ten tasks in it
+# Between the beginnings of two batches, as a transaction costs as much as ten tasks in it; the second while attempts
+# wait for a worker here: nothing could start sooner for an end that is recorded sooner.
+_GATHER_S = (0.02, 0.1)
 
 Start = Callable[[Sequence[Started]], Sequence[AttemptKey]]
+Backlog = Callable[[], bool]  # whether attempts wait for a worker
 Finish = Callable[[Sequence[Outcome]], "tuple[Sequence[Record], Sequence[AttemptKey]]"]
+
+
+def _rest_s(began_s: float, backlog: bool) -> float:
+    """How long to let a batch gather, if the one before began at `began_s`."""
+    return began_s + _GATHER_S[backlog] - time.monotonic()
 
 
 class Batch:
@@ -61,6 +69,7 @@ class Recorder:
         deliver: Callable[[Sequence[Record]], None],
         finished: Callable[[Sequence[Outcome]], None],
         disowned: Callable[[Iterable[AttemptKey]], None],
+        backlog: Backlog,
     ) -> None:
         self._spool = spool
         self._start = start
@@ -68,6 +77,7 @@ class Recorder:
         self._deliver = deliver
         self._finished = finished
         self._disowned = disowned
+        self._backlog = backlog
         self._batch = Batch()  # what the thread is at; changed under `_arrived`
         self._inbox = Batch()
         self._arrived = threading.Condition()
@@ -107,9 +117,10 @@ class Recorder:
 
     def put(self, started: Sequence[Started], outcomes: Sequence[Outcome]) -> None:
         with self._arrived:
+            if not self._inbox or (outcomes and not self._inbox.outcomes):  # else it has been told
+                self._arrived.notify()
             self._inbox.started += started
             self._inbox.outcomes += outcomes
-            self._arrived.notify()
 
     def hurry(self) -> None:
         """The store may answer again."""
@@ -135,7 +146,7 @@ class Recorder:
         """Wait for something to do; False when stopping and there is nothing left."""
         with self._arrived:
             self._arrived.wait_for(lambda: self._inbox or self._stopping)
-            self._arrived.wait_for(lambda: self._stopping, self._began_s + _GATHER_S - time.monotonic())
+            self._arrived.wait_for(lambda: self._stopping, _rest_s(self._began_s, self._backlog()))
             self._began_s = time.monotonic()
             self._batch, self._inbox = self._inbox, Batch()
             return bool(self._batch)
@@ -233,10 +244,12 @@ class Deliverer:
         write: Callable[[Sequence[Record]], None],
         undelivered: Callable[[int], Sequence[Record]],
         delivered: Callable[[Sequence[Record]], None],
+        backlog: Backlog,
     ) -> None:
         self._write = write
         self._undelivered = undelivered
         self._delivered = delivered
+        self._backlog = backlog
         self._waiting: list[Record] = []
         self._look = False  # into the store
         self.out_of_space = False  # the last batch found no room; read by others
@@ -297,7 +310,7 @@ class Deliverer:
         """What has arrived; nothing if it is time to look into the store, or stopping."""
         with self._arrived:
             self._arrived.wait_for(lambda: self._waiting or self._look or self._stopping)
-            self._arrived.wait_for(lambda: self._stopping, self._began_s + _GATHER_S - time.monotonic())
+            self._arrived.wait_for(lambda: self._stopping, _rest_s(self._began_s, self._backlog()))
             self._began_s = time.monotonic()
             batch, self._waiting = self._waiting[:_BATCH], self._waiting[_BATCH:]
             if not batch:

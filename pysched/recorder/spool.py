@@ -119,7 +119,7 @@ def _sync_folder(folder: Path) -> None:
 
 
 def _encode(outcome: Outcome) -> bytes:
-    fields = dataclasses.asdict(outcome)
+    fields = {**dataclasses.asdict(outcome), "key": outcome.key._asdict()}
     return json.dumps(fields, default=datetime.isoformat, ensure_ascii=True).encode() + b"\n"
 
 

@@ -121,7 +121,7 @@ class Claimer:
 def claim_of(row: Sequence[Any]) -> Claim:
     task_id, attempt, token, priority, rank, sequence, spec, failures, submitted_at, waited_s = row
     return Claim(
-        key=AttemptKey(id=task_id, attempt=attempt, token=token),
+        key=AttemptKey(task_id, attempt, token),
         priority=_PRIORITIES[priority],
         rank=rank,
         sequence=sequence,

@@ -42,7 +42,7 @@ def finish(
         records: list[Record] = []
         tally: _Tally = Counter()
         for task_id, attempt, token, *rest, _ in rows:
-            key = AttemptKey(id=task_id, attempt=attempt, token=token)
+            key = AttemptKey(task_id, attempt, token)
             owned.add(key)
             priority, state = rest[2], STATES[rest[3]]
             if state in TERMINAL:
@@ -69,7 +69,7 @@ def _answer(
         return records, []
     rows = conn.execute(_QUERIES.written_before, _columns(list(others.values()))).fetchall()
     for task_id, *columns, attempt, token in rows:
-        del others[AttemptKey(id=task_id, attempt=attempt, token=token)]
+        del others[AttemptKey(task_id, attempt, token)]
         record = record_of((task_id, *columns))
         if State(record.status).terminal and record.attempts == attempt:
             records.append(record)

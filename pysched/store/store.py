@@ -409,8 +409,7 @@ _NODE_COLUMNS = (
 
 
 def _key(row: Sequence[Any]) -> AttemptKey:
-    task_id, attempt, token = row
-    return AttemptKey(id=task_id, attempt=attempt, token=token)
+    return AttemptKey._make(row)
 
 
 def _abandoned(row: Sequence[Any]) -> Abandoned:

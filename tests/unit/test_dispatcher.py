@@ -86,6 +86,7 @@ def dispatching(core: StillCore, claims: Claims) -> Iterator[Dispatcher]:
         ageing_s=0.0,
         hold=lambda: None,
         fenced=lambda: False,
+        alone=lambda: False,
         reconcile=lambda: None,
     )
     instance.start()

@@ -1,0 +1,153 @@
+# Batches of small files without the GIL: what is written for completed tasks, what is read from the queue folder.
+#
+#     .NAME.tmp ─written─► all of the batch ─fsync each─► renamed to NAME, each ─► the folder fsynced, once
+#
+# A reader, or a crash, sees all of a file under its name or none of it.  After any failure the temporary names are gone
+# and what was renamed is complete; a later try makes new files, so no fsync is ever repeated on one that failed.
+
+import os
+
+from libc.errno cimport EINTR, ENOENT, errno
+from posix.fcntl cimport O_CREAT, O_DIRECTORY, O_RDONLY, O_TRUNC, O_WRONLY, open as open_path
+from posix.unistd cimport close, fsync, write
+
+from native cimport (
+    AT_FDCWD,
+    AT_SYMLINK_NOFOLLOW,
+    F_OK,
+    O_CLOEXEC,
+    O_NOFOLLOW,
+    POSIX_FADV_DONTNEED,
+    array,
+    faccessat,
+    openat,
+    posix_fadvise,
+    renameat,
+    unlinkat,
+)
+
+cdef extern from "Python.h":
+    bytes PyUnicode_EncodeFSDefault(object text)
+
+cdef enum:
+    OPEN_AT_ONCE = 128
+
+cdef struct NewFile:
+    const char* temporary
+    const char* name
+    const char* data
+    size_t size
+    int descriptor
+
+
+cdef int file_write(int folder, NewFile* file) noexcept nogil:
+    """0, or errno; it stays open."""
+    cdef ssize_t written
+    file.descriptor = openat(folder, file.temporary, O_WRONLY | O_CREAT | O_TRUNC | O_NOFOLLOW | O_CLOEXEC, 0o644)
+    if file.descriptor < 0:
+        return errno
+    while file.size:
+        written = write(file.descriptor, file.data, file.size)
+        if written < 0:
+            if errno != EINTR:
+                return errno
+        else:
+            file.data += written
+            file.size -= <size_t> written
+    return 0
+
+
+cdef int files_sync(int folder, NewFile* files, size_t count, size_t* failed) noexcept nogil:
+    """Write `count` files and wait until they are on the disk; 0, or errno and which one."""
+    cdef size_t i
+    cdef int error = 0
+    for i in range(count):
+        files[i].descriptor = -1
+    for i in range(count):
+        failed[0] = i
+        error = file_write(folder, &files[i])
+        if error:
+            break
+        # All begin to go to the disk before the first is waited for: one commit of the journal serves many.
+        posix_fadvise(files[i].descriptor, 0, 0, POSIX_FADV_DONTNEED)
+    for i in range(count):
+        if files[i].descriptor < 0:
+            break
+        if error == 0 and fsync(files[i].descriptor) != 0:
+            failed[0] = i
+            error = errno
+        close(files[i].descriptor)
+    return error
+
+
+cdef int files_publish(int folder, NewFile* files, size_t count, size_t* failed) noexcept nogil:
+    """All `count` files, or errno and which one could not be."""
+    cdef size_t i
+    cdef int error = files_sync(folder, files, count, failed)
+    if error == 0:
+        for i in range(count):
+            if renameat(folder, files[i].temporary, folder, files[i].name) != 0:
+                failed[0] = i
+                error = errno
+                break
+    if error:
+        for i in range(count):
+            unlinkat(folder, files[i].temporary, 0)
+    return error
+
+
+cdef int files_write(const char* path, array[NewFile]* files, size_t* failed) noexcept nogil:
+    """0, or errno; `failed` is the number of files if it was the folder."""
+    cdef int folder = open_path(path, O_RDONLY | O_DIRECTORY | O_CLOEXEC)
+    cdef size_t start = 0, count = files.size()
+    cdef int error = 0
+    if folder < 0:
+        failed[0] = count
+        return errno
+    while error == 0 and start < count:
+        error = files_publish(folder, files.data() + start, min(<size_t> OPEN_AT_ONCE, count - start), failed)
+        failed[0] += start
+        start += OPEN_AT_ONCE
+    if error == 0 and fsync(folder) != 0:
+        failed[0] = count
+        error = errno
+    close(folder)
+    return error
+
+
+cdef bytes path_text(str field, object value):
+    """As `text_of`, of bytes or text."""
+    return text_of(field, os.fsencode(value))
+
+
+def write_files(folder, files):
+    cdef bytes path = path_text("folder", folder)
+    cdef const char* place = path
+    cdef array[NewFile] batch
+    cdef NewFile new
+    cdef list kept = []  # what the batch points into
+    cdef size_t failed = 0
+    cdef int error
+    for name, data in files:
+        name = path_text("name", name)
+        temporary = b"." + name + b".tmp"
+        if type(data) is not bytes:
+            raise TypeError(f"data: {data!r} is no bytes")
+        kept.append((name, temporary, data))
+        new.name = name
+        new.temporary = temporary
+        new.data = data
+        new.size = <size_t> len(data)
+        new.descriptor = -1
+        batch.push_back(new)
+    with nogil:
+        error = files_write(place, &batch, &failed)
+    if error:
+        blamed = path if failed >= batch.size() else path + b"/" + (<tuple> kept[failed])[0]
+        raise OSError(error, os.strerror(error), os.fsdecode(blamed))
+
+
+def is_missing(str path not None):
+    # With the GIL: giving it up and taking it back costs more than a look into a folder in the cache.
+    cdef bytes place = PyUnicode_EncodeFSDefault(path)
+    return faccessat(AT_FDCWD, place, F_OK, AT_SYMLINK_NOFOLLOW) != 0 and errno == ENOENT
