@@ -18,6 +18,14 @@ Verdict = Acceptance | ConflictError | TaskError
 Verdicts = list[Verdict]
 
 
+class Inserter(Protocol):
+    """See `pysched.store.inserter.Inserter`."""
+
+    async def insert(self, tasks: Sequence[Task], /) -> set[str] | None: ...
+
+    async def close(self) -> None: ...
+
+
 class Backend(Protocol):
     """The part of `pysched.store.Store` that the control plane calls, always from a worker thread.
 
@@ -26,6 +34,8 @@ class Backend(Protocol):
     """
 
     def accept(self, tasks: Sequence[Task], /, *, source: uuid.UUID, atomic: bool) -> Verdicts: ...
+
+    def inserter(self) -> Inserter: ...
 
     def get(self, task_id: str, /) -> Row: ...
 

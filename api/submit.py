@@ -14,17 +14,16 @@ from fastapi import APIRouter, Request, Response
 from pydantic import BaseModel
 from starlette.background import BackgroundTask
 from starlette.exceptions import HTTPException
-from starlette.types import Receive, Scope, Send
 
 from pysched.api import bodies, problems
 from pysched.api.backend import Verdicts
 from pysched.api.context import Context, Shared
 from pysched.api.schema import Accepted, json_response, many_tasks, one, refusals
 from pysched.api.scopes import Scope as Access
-from pysched.api.scopes import check, needs
+from pysched.api.scopes import needs
 from pysched.api.security import JSON_TYPE, NDJSON_TYPES, media_type
-from pysched.errors import ConflictError, Problem, PyschedError, TaskError
-from pysched.model import Acceptance, new_id
+from pysched.errors import ConflictError, Problem, TaskError
+from pysched.model import Acceptance
 from pysched.task import BATCH_TASKS, Task, parse_task, parse_tasks
 
 SUBMIT_BYTES = 1024 * 1024
@@ -57,7 +56,7 @@ async def submit(request: Request, shared: Shared) -> Response:
     if _media_type(request) in NDJSON_TYPES:
         raise HTTPException(415, f"/submit takes one task; send {JSON_TYPE}, or many to /submit/batch")
     body = await bodies.read(request, SUBMIT_BYTES)
-    task = with_id(parse_task(body))
+    task = parse_task(body).identified()
     try:
         acceptance = await shared.acceptor.accept(task, len(body))
     except asyncio.QueueFull:
@@ -100,32 +99,9 @@ async def submit_batch(request: Request, shared: Shared) -> Response:
     return json_response(answer, status=201 if new else 200, background=_mirroring(shared, new))
 
 
-async def direct(shared: Context, scope: Scope, receive: Receive, send: Send) -> None:
-    """POST /submit as an ASGI application: the same route, reached without what FastAPI does on the way to it.
-
-    Resolving its dependencies and the handlers of its errors would cost three times what the route itself does.
-    """
-    try:
-        check(scope["state"]["scope"], Access.SUBMIT)
-        if scope["query_string"]:
-            raise TaskError(
-                Problem(next(iter(Request(scope).query_params), ""), "is not a parameter of /submit; it takes none")
-            )
-        response = await submit(Request(scope, receive), shared)
-    except HTTPException as error:
-        response = problems.problem(error.status_code, error.detail, headers=error.headers)
-    except PyschedError as error:
-        response = problems.of_error(error)
-    await response(scope, receive, send)
-
-
 def _media_type(request: Request) -> str:
     stated = request.headers.get("content-type", "")
     return stated if stated == JSON_TYPE else media_type(stated)
-
-
-def with_id(task: Task) -> Task:
-    return task if task.id is not None else task.model_copy(update={"id": new_id()})
 
 
 async def _read_tasks(request: Request) -> list[Task]:
@@ -133,7 +109,7 @@ async def _read_tasks(request: Request) -> list[Task]:
         return [task async for task in _parse_lines(bodies.chunks(request, BATCH_BYTES))]
     body = await bodies.read(request, BATCH_BYTES)
     tasks = await asyncio.to_thread(parse_tasks, body)
-    return [with_id(task) for task in tasks]
+    return [task.identified() for task in tasks]
 
 
 async def _parse_lines(chunks: AsyncIterator[bytes]) -> AsyncIterator[Task]:
@@ -160,7 +136,7 @@ def _parse_line(line: bytes, index: int) -> Task:
     if len(line) > SUBMIT_BYTES:
         raise _too_long(index)
     try:
-        return with_id(parse_task(line))
+        return parse_task(line).identified()
     except TaskError as error:
         raise TaskError(*error.problems, index=index) from None
 

@@ -28,7 +28,7 @@ from pydantic import (
 )
 
 from pysched.errors import Problem, TaskError
-from pysched.model import ID_PATTERN, Priority, TaskType
+from pysched.model import ID_PATTERN, Priority, TaskType, new_id
 
 COMMAND_BYTES = 128 * 1024
 PARAMS_BYTES = 64 * 1024
@@ -156,6 +156,13 @@ class Task(BaseModel):
                 raise ValueError("entrypoint needs type ml; add it, or use command")
         if self.id is not None and self.id in self.after:
             raise ValueError("after names the task itself; remove that id")
+        return self
+
+    def identified(self) -> Task:
+        """This very task, with an id made for it if it came without one; for whoever has just read it."""
+        if self.id is None:
+            self.__dict__["id"] = new_id()  # a copy would cost as much as reading the task
+            self.__pydantic_fields_set__.add("id")
         return self
 
     def spec(self) -> str:

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from pysched.api import express
 from pysched.api import submit as submit_module
 from pysched.errors import DatabaseUnreachable
 from pysched.model import is_valid_id, new_id
@@ -156,7 +157,7 @@ class TestGroupCommit:
             all_sent.release()
             return parse_task(body)
 
-        monkeypatch.setattr(submit_module, "parse_task", counted)
+        monkeypatch.setattr(express, "parse_task", counted)
         with api.served_with(accept=slow) as client, ThreadPoolExecutor(64) as pool:
             bodies: list[dict[str, Any]] = [{"id": taken, "rank": 1} if n == 7 else {"rank": n} for n in range(64)]
             bodies[9] = {"nonsense": 1}
