@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import uuid
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Protocol
 
 from pysched.api.feed import Watcher
@@ -34,6 +34,10 @@ class Backend(Protocol):
     """
 
     def accept(self, tasks: Sequence[Task], /, *, source: uuid.UUID, atomic: bool) -> Verdicts: ...
+
+    def accept_stream(
+        self, tasks: Callable[[], Iterable[Task]], /, *, source: uuid.UUID
+    ) -> list[tuple[str, State]] | None: ...
 
     def inserter(self) -> Inserter: ...
 

@@ -34,6 +34,7 @@ COMMAND_BYTES = 128 * 1024
 PARAMS_BYTES = 64 * 1024
 ENV_BYTES = 64 * 1024
 BATCH_TASKS = 100_000  # tasks in one batch
+_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
 _ENCODER = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"), sort_keys=True, allow_nan=False)
 DELAY_S_MAX = 10 * 366 * 86_400.0  # ten years: far past any use, far below what an interval holds
 
@@ -56,9 +57,9 @@ def _no_nul(value: str) -> str:
 
 
 def _no_control(value: str) -> str:
-    for char in value:
-        if ord(char) < 32 or 127 <= ord(char) < 160:
-            raise ValueError(f"contains the control character U+{ord(char):04X}; use printable text")
+    found = _CONTROL.search(value)
+    if found is not None:
+        raise ValueError(f"contains the control character U+{ord(found[0]):04X}; use printable text")
     return value
 
 
@@ -194,15 +195,16 @@ def parse_task(data: str | bytes | Mapping[str, object]) -> Task:
         raise TaskError(Problem("", f"is no JSON: {error}")) from None
 
 
-def parse_tasks(data: str | bytes) -> list[Task]:
+def parse_tasks(data: str | bytes) -> Iterator[Task]:
     """A JSON array of tasks; raises `TaskError` whose `index` is the first bad task's position.
 
     A long one is read in pieces, between which other threads run: the parser does not let them while it works.
     """
-    tasks: list[Task] = []
+    count = 0
     for piece in _pieces(data):
-        tasks += _parse_piece(piece, len(tasks))
-    return tasks
+        tasks = _parse_piece(piece, count)
+        count += len(tasks)
+        yield from tasks
 
 
 def _parse_piece(data: str | bytes, offset: int) -> list[Task]:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import errno
+import io
 import json
+import tempfile
 import threading
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -185,6 +188,25 @@ class TestGroupCommit:
 
 
 class TestBatch:
+    @pytest.fixture(autouse=True, params=[0, submit_module.STREAMED_BYTES], ids=["streamed", "whole"])
+    def _least(self, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(submit_module, "STREAMED_BYTES", request.param)
+
+    @pytest.mark.parametrize("memory", [1, submit_module.SPOOL_BYTES])
+    def test_much_of_it_lies_in_a_file(self, api: Api, monkeypatch: pytest.MonkeyPatch, memory: int) -> None:
+        monkeypatch.setattr(submit_module, "SPOOL_BYTES", memory)
+        body = b"\n".join(json.dumps({"id": f"{new_id()}", "rank": n}).encode() for n in range(300))
+        assert api.http.post("/submit/batch", content=body, headers=NDJSON).json()["created"] == 300
+        assert api.http.post("/submit/batch", content=body, headers=NDJSON).json()["created"] == 0
+
+    def test_a_full_disk_is_an_unavailable_server(self, api: Api, monkeypatch: pytest.MonkeyPatch) -> None:
+        class Full(io.BytesIO):
+            def write(self, _: object) -> int:
+                raise OSError(errno.ENOSPC, "No space left on device")
+
+        monkeypatch.setattr(tempfile, "SpooledTemporaryFile", lambda _: Full())
+        assert_problem(api.http.post("/submit/batch", json=[{}]), 503)
+
     def test_an_array_is_accepted_in_order(self, api: Api) -> None:
         tasks: list[dict[str, Any]] = [{"id": new_id(), "rank": n} for n in range(500)]
         answer = api.http.post("/submit/batch", json=tasks)
