@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE
 
+from pysched import trace
 from pysched.api import problems
 from pysched.api.scopes import Scope
 from pysched.api.security import HEADERS, JSON_TYPE
@@ -31,8 +32,8 @@ PATH = b"/submit"
 BODY_BYTES = 64 * 1024  # uvicorn's high-water mark: the body of a larger one is read as it is asked for
 
 # What may come twice, or means more than its value, is for the ordinary way; all else means nothing here.
-_READ = frozenset({b"host", b"authorization", b"content-type", b"content-length"})
-_SPECIAL = frozenset({b"origin", b"transfer-encoding", b"content-encoding", b"expect", b"upgrade"})
+_READ = frozenset({b"host", b"authorization", b"content-type", b"content-length", b"traceparent"})
+_SPECIAL = frozenset({b"origin", b"transfer-encoding", b"content-encoding", b"expect", b"upgrade", b"tracestate"})
 _JSON = JSON_TYPE.encode()
 _FIXED = b"".join(b"%s: %s\r\n" % header for header in HEADERS)
 _JSON_HEAD = b"content-type: application/json\r\n" + _FIXED
@@ -50,11 +51,12 @@ class Submission:
     message_event = _Unheard()
     response_started = False
 
-    def __init__(self, protocol: Protocol, app: ControlPlane) -> None:
+    def __init__(self, protocol: Protocol, app: ControlPlane, traceparent: bytes | None) -> None:
         self._protocol = protocol
         self._context = app.state.context
         self._begun = time.perf_counter()
         self.keep_alive = protocol.parser.should_keep_alive()
+        self._traceparent = traceparent
         self.body = b""
         self.more_body = True
         self.disconnected = False
@@ -64,6 +66,8 @@ class Submission:
         """The body is whole."""
         try:
             task = parse_task(self.body).identified()
+            if self._traceparent is not None:
+                task.traced(trace.fields(self._traceparent.decode("latin-1"), None))
         except TaskError:
             self._protocol.begin_ordinary(self.body)
             return
@@ -111,4 +115,4 @@ def submission(protocol: Protocol, app: ControlPlane) -> Submission | None:
     address = protocol.client[0] if protocol.client else ""
     scope = app.gate.certain(read.get(b"host", b""), read.get(b"authorization"), address)
     usual = scope is not None and scope.includes(Scope.SUBMIT) and app.state.context.mirror is None
-    return Submission(protocol, app) if usual else None
+    return Submission(protocol, app, read.get(b"traceparent")) if usual else None

@@ -17,6 +17,7 @@ from pydantic import BaseModel
 from starlette.background import BackgroundTask
 from starlette.exceptions import HTTPException
 
+from pysched import trace
 from pysched.api import bodies, problems
 from pysched.api.backend import Verdicts
 from pysched.api.context import Context, Shared
@@ -61,7 +62,7 @@ async def submit(request: Request, shared: Shared) -> Response:
     if _media_type(request) in NDJSON_TYPES:
         raise HTTPException(415, f"/submit takes one task; send {JSON_TYPE}, or many to /submit/batch")
     body = await bodies.read(request, SUBMIT_BYTES)
-    task = parse_task(body).identified()
+    task = parse_task(body).identified().traced(_trace(request))
     try:
         acceptance = await shared.acceptor.accept(task, len(body))
     except asyncio.QueueFull:
@@ -93,7 +94,7 @@ async def submit_batch(request: Request, shared: Shared) -> Response:
     async with shared.batches:
         with tempfile.SpooledTemporaryFile(SPOOL_BYTES) as body:
             await _receive(request, body)
-            return await asyncio.to_thread(_accept_batch, shared, body, lines=lines)
+            return await asyncio.to_thread(_accept_batch, shared, body, lines=lines, context=_trace(request))
 
 
 async def _receive(request: Request, body: IO[bytes]) -> None:
@@ -106,12 +107,13 @@ async def _receive(request: Request, body: IO[bytes]) -> None:
         raise HTTPException(503, "the server has no room for the batch; try again, or send it in parts") from None
 
 
-def _accept_batch(shared: Context, body: IO[bytes], *, lines: bool) -> Response:
+def _accept_batch(shared: Context, body: IO[bytes], *, lines: bool, context: dict[str, str]) -> Response:
     """Blocks.  A long batch is accepted while it is read, unless its tasks have to be compared with what there is."""
 
     def read() -> Iterator[Task]:
         body.seek(0)
-        return _parse_lines(body) if lines else (task.identified() for task in parse_tasks(body.read()))
+        tasks = _parse_lines(body) if lines else parse_tasks(body.read())
+        return (task.identified().traced(context) for task in tasks)
 
     if body.tell() >= STREAMED_BYTES and shared.mirror is None:
         loaded = shared.store.accept_stream(read, source=shared.source)
@@ -136,6 +138,13 @@ def _accepted(tasks: list[tuple[str, State]], *, created: int) -> Response:
     return Response(text, 201 if created else 200, media_type=JSON_TYPE)
 
 
+def _trace(request: Request) -> dict[str, str]:
+    """The trace context in the headers, of a request that has one."""
+    parents = request.headers.getlist("traceparent")
+    states = ",".join(request.headers.getlist("tracestate"))
+    return trace.fields(parents[0], states) if len(parents) == 1 else {}
+
+
 def _media_type(request: Request) -> str:
     stated = request.headers.get("content-type", "")
     return stated if stated == JSON_TYPE else media_type(stated)
@@ -158,7 +167,7 @@ def _parse_line(line: bytes, index: int) -> Task:
             Problem("", f"a batch holds at most {BATCH_TASKS} tasks; send the rest in another"), index=index
         )
     try:
-        return parse_task(line).identified()
+        return parse_task(line)
     except TaskError as error:
         raise TaskError(*error.problems, index=index) from None
 

@@ -2,9 +2,9 @@
 
     python -m benchmarks.batch_rate [--tasks 50000] [--rounds 5]
 
-In turns on one database, in either order: POST /submit/batch of NDJSON, and of a JSON array; COPY of the same rows into a
-copy of the table, its indexes and generated columns included.  Each commits once.  CPU is that of the server's process for
-each task, the memory its growth.
+In turns on one database, in either order: POST /submit/batch of NDJSON, and of a JSON array; COPY of the same rows into
+a copy of the table, its indexes and generated columns included.  Each commits once.  CPU is that of the server, a
+task; the memory is its growth.
 """
 
 from __future__ import annotations

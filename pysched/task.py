@@ -27,6 +27,7 @@ from pydantic import (
     model_validator,
 )
 
+from pysched import trace
 from pysched.errors import Problem, TaskError
 from pysched.model import ID_PATTERN, Priority, TaskType, new_id
 
@@ -96,6 +97,12 @@ def _env(value: dict[str, str]) -> dict[str, str]:
     return value
 
 
+def _traceparent(value: str) -> str:
+    if not trace.is_traceparent(value):
+        raise ValueError("names no trace: its version is ff, or one of its ids is zero; leave it out")
+    return value
+
+
 def _cwd(value: str) -> str:
     if not _no_nul(value).startswith("/"):
         raise ValueError(f"{value!r} is no absolute path; start it with /")
@@ -147,6 +154,11 @@ class Task(BaseModel):
     env: Annotated[dict[str, str], AfterValidator(_env)] = Field(default_factory=dict)
     cwd: Annotated[str, Field(max_length=4095), AfterValidator(_cwd)] | None = None
     tags: Annotated[list[_Tag], Field(max_length=32)] = Field(default_factory=list)
+    traceparent: Annotated[
+        Annotated[str, Field(pattern=trace.TRACEPARENT), AfterValidator(_traceparent)] | None,
+        Field(description="W3C trace context for the job's environment; no part of the content"),
+    ] = None
+    tracestate: Annotated[Annotated[str, Field(pattern=trace.TRACESTATE)] | None, Field(description="the same")] = None
 
     @model_validator(mode="after")
     def _consistent(self) -> Task:
@@ -155,6 +167,8 @@ class Task(BaseModel):
                 raise ValueError("command and entrypoint are both given; keep one")
             if self.type is not TaskType.ML:
                 raise ValueError("entrypoint needs type ml; add it, or use command")
+        if self.tracestate is not None and self.traceparent is None:
+            raise ValueError("tracestate is given without traceparent; add that, or remove it")
         if self.id is not None and self.id in self.after:
             raise ValueError("after names the task itself; remove that id")
         return self
@@ -166,8 +180,15 @@ class Task(BaseModel):
             self.__pydantic_fields_set__.add("id")
         return self
 
+    def traced(self, context: Mapping[str, str]) -> Task:
+        """This very task, in the trace of whoever brought it unless it names its own; `context`: see `trace.fields`."""
+        if context and self.traceparent is None:
+            self.__dict__.update(context)
+            self.__pydantic_fields_set__.update(context)
+        return self
+
     def spec(self) -> str:
-        """The content as JSON without id and defaults: equal content gives equal specs."""
+        """The task as JSON without id and defaults: equal content gives equal specs, but for the trace."""
         return _dump(self.model_dump(mode="json", exclude={"id"}, exclude_defaults=True))
 
     @classmethod
@@ -176,6 +197,18 @@ class Task(BaseModel):
         return parse_task(spec).model_copy(update={"id": task_id})
 
 
+def is_same(one: str, other: str) -> bool:
+    """Whether two specs have the same content."""
+    return one == other or (_TRACED in one + other and _untraced(one) == _untraced(other))
+
+
+def _untraced(spec: str) -> str:
+    if _TRACED not in spec:
+        return spec
+    return _dump({name: value for name, value in json.loads(spec).items() if name not in trace.FIELDS})
+
+
+_TRACED = '"traceparent":'
 FIELDS = tuple(Task.model_fields)
 _ONE = TypeAdapter(Task)
 _DECODER = json.JSONDecoder()

@@ -58,6 +58,7 @@ class Launcher:
         env = {
             **self._inherited,
             **(_ONE_THREAD if ml else {}),
+            **_trace(task),
             **task.env,
             **own,
             "PYSCHED_TASK_ID": key.id,
@@ -82,6 +83,12 @@ class Launcher:
             grace_s=task.grace_s,
             mark=mark_of(key.id, key.attempt, node),
         )
+
+
+def _trace(task: Task) -> dict[str, str]:
+    """The variables by which OpenTelemetry's tools find the trace that they belong to."""
+    context = {"TRACEPARENT": task.traceparent, "TRACESTATE": task.tracestate}
+    return {name: value for name, value in context.items() if value is not None}
 
 
 def inherited(environ: Mapping[str, str]) -> dict[str, str]:

@@ -23,6 +23,8 @@ from pysched.task import BATCH_TASKS, Task, parse_task
 from tests.integration.api.conftest import Api, assert_problem
 
 JSON = {"Content-Type": "application/json"}
+PARENT = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
+OTHER = "00-0af7651916cd43dd8448eb211c80319c-00f067aa0ba902b7-00"
 NDJSON = {"Content-Type": "application/x-ndjson"}
 
 # What is sent, and the field that the answer must name.
@@ -301,6 +303,36 @@ class TestBatch:
         for headers in (JSON, NDJSON):
             chunks = (b"\n" * 1000 for _ in range(11))
             assert_problem(api.http.post("/submit/batch", content=chunks, headers=headers), 413)
+
+
+class TestTrace:
+    def kept(self, api: Api, task_id: str) -> dict[str, Any]:
+        shown = api.http.get(f"/tasks/{task_id}").json()["task"]
+        return {name: value for name, value in shown.items() if name.startswith("trace")}
+
+    @pytest.mark.parametrize("more", [{}, {"tracestate": "a=1,b=2"}])
+    def test_headers_are_kept(self, api: Api, more: dict[str, str]) -> None:
+        headers = {"traceparent": PARENT, **more}
+        one = api.http.post("/submit", json={}, headers=headers).json()["id"]
+        own = {"traceparent": OTHER}
+        batch = api.http.post("/submit/batch", json=[{}, own], headers=headers).json()["tasks"]
+        assert self.kept(api, one) == self.kept(api, batch[0]["id"]) == headers
+        assert self.kept(api, batch[1]["id"]) == own
+
+    @pytest.mark.parametrize("bad", ["x", PARENT.replace("00-", "ff-", 1)])
+    def test_a_malformed_one_is_ignored(self, api: Api, bad: str) -> None:
+        answer = api.http.post("/submit", json={}, headers={"traceparent": bad, "tracestate": "a=1"})
+        assert answer.status_code == 201
+        assert self.kept(api, answer.json()["id"]) == {}
+        assert api.http.post("/submit", json={}, headers={"traceparent": bad}).status_code == 201
+
+    def test_the_same_task_in_another_span_is_the_same(self, api: Api) -> None:
+        task = {"id": new_id(), "command": "true"}
+        sent = [api.http.post("/submit", json=task, headers={"traceparent": each}) for each in (PARENT, OTHER)]
+        sent += [api.http.post("/submit", json=task), api.http.post("/submit/batch", json=[task, task])]
+        assert [answer.status_code for answer in sent] == [201, 200, 200, 200]
+        assert self.kept(api, task["id"]) == {"traceparent": PARENT}
+        assert api.http.post("/submit", json={**task, "rank": 1}, headers={"traceparent": PARENT}).status_code == 409
 
 
 class TestMirror:
