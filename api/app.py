@@ -40,10 +40,11 @@ def create_app(
     """
     check_exposure(settings.host, token, no_auth=settings.no_auth)
     source = uuid.uuid4()
+    inserter = store.inserter()
     shared = Context(
         store=store,
         settings=settings,
-        acceptor=Acceptor(functools.partial(store.accept, source=source, atomic=False)),
+        acceptor=Acceptor(functools.partial(store.accept, source=source, atomic=False), inserter.insert),
         mirror=None if settings.mirror is None else Mirror(settings.mirror.absolute()),
         log_files=log_files,
         source=source,
@@ -61,6 +62,7 @@ def create_app(
         finally:
             await shared.feed.close()
             await shared.acceptor.close()
+            await inserter.close()
 
     app = ControlPlane(
         title="pysched",
@@ -84,7 +86,7 @@ def create_app(
 
 
 class ControlPlane(FastAPI):
-    """FastAPI behind the gate, with a short cut to the one route on which every microsecond counts."""
+    """FastAPI behind the gate."""
 
     gate: Gate
 
@@ -96,11 +98,8 @@ class ControlPlane(FastAPI):
 
     async def route(self, scope: Scope, receive: Receive, send: Send) -> None:
         shared: Context = self.state.context
-        if scope["path"] == "/submit" and scope["method"] == "POST":
-            await submit.direct(shared, scope, receive, shared.metrics.timed("POST", lambda: "/submit", send))
-        else:
-            timed = shared.metrics.timed(scope["method"], lambda: _template(scope), send)
-            await super().__call__(scope, receive, timed)
+        timed = shared.metrics.timed(scope["method"], lambda: _template(scope), send)
+        await super().__call__(scope, receive, timed)
 
 
 def _template(scope: Scope) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import uuid
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Protocol
 
 from pysched.api.feed import Watcher
@@ -18,6 +18,14 @@ Verdict = Acceptance | ConflictError | TaskError
 Verdicts = list[Verdict]
 
 
+class Inserter(Protocol):
+    """See `pysched.store.inserter.Inserter`."""
+
+    async def insert(self, tasks: Sequence[Task], /) -> set[str] | None: ...
+
+    async def close(self) -> None: ...
+
+
 class Backend(Protocol):
     """The part of `pysched.store.Store` that the control plane calls, always from a worker thread.
 
@@ -26,6 +34,12 @@ class Backend(Protocol):
     """
 
     def accept(self, tasks: Sequence[Task], /, *, source: uuid.UUID, atomic: bool) -> Verdicts: ...
+
+    def accept_stream(
+        self, tasks: Callable[[], Iterable[Task]], /, *, source: uuid.UUID
+    ) -> list[tuple[str, State]] | None: ...
+
+    def inserter(self) -> Inserter: ...
 
     def get(self, task_id: str, /) -> Row: ...
 

@@ -48,15 +48,20 @@ class Keyring:
 
     async def scope(self, token: bytes) -> Scope | None:
         """None for a token that there is not.  `StoreError` if nobody can tell."""
+        scope = self.known(token)
+        if scope is None and time.monotonic() - self._asked > min(UNKNOWN_S, REFRESH_S):
+            await self._ask()
+            scope = self._known.get(digest(token))
+        return scope
+
+    def known(self, token: bytes) -> Scope | None:
+        """The same, without asking the store; None also for a token about which it would have to be asked."""
         given = digest(token)
         self._follow_file()
         if self._admin is not None and hmac.compare_digest(given, self._admin):
             return Scope.ADMIN
         # Found by its digest, of which a guess of the token says nothing, so the time it takes tells nothing either.
-        age = time.monotonic() - self._asked
-        if age > REFRESH_S or (given not in self._known and age > UNKNOWN_S):
-            await self._ask()
-        return self._known.get(given)
+        return self._known.get(given) if time.monotonic() - self._asked <= REFRESH_S else None
 
     def forget(self) -> None:
         """The store's tokens have changed."""

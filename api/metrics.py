@@ -50,14 +50,18 @@ class Metrics:
 
         async def sending(message: Message) -> None:
             if message["type"] == "http.response.start":
-                key = (method, route(), message["status"])
-                series = self._series.get(key)
-                if series is None:
-                    series = self._series[key] = self._requests.labels(*map(str, key))
-                series.observe(time.perf_counter() - begun)
+                self.observe(method, route(), message["status"], time.perf_counter() - begun)
             await send(message)
 
         return sending
+
+    def observe(self, method: str, route: str, status: int, seconds: float) -> None:
+        """One answer that has begun, so long after the head of its request."""
+        key = (method, route, status)
+        series = self._series.get(key)
+        if series is None:
+            series = self._series[key] = self._requests.labels(*map(str, key))
+        series.observe(seconds)
 
     def text(self, store: Figures, *, listeners: int, submissions_waiting: int) -> bytes:
         """Everything, in Prometheus' text format; asks the store, and blocks."""

@@ -1,22 +1,32 @@
 """The HTTP connection, with bounds on what one client can take: headers, and time.
 
-uvicorn's own protocol, which reads the body no faster than it is asked for, bounds neither.  Timers::
+uvicorn's own protocol, which reads the body no faster than it is asked for, bounds neither.  Deadlines::
 
     connected, or the first byte of a further request ── HEAD_S ──► 408 unless the head is whole by then
-    head ── checked every CHECK_S ──► 408 unless the body has come at BODY_RATE, but for a grace
+    head ── looked at every CHECK_S ──► 408 unless the body has come at BODY_RATE, but for a grace
+    answered ── uvicorn's keep-alive time ──► closed unless another request has begun
     the client does not read what was written to it ── WRITE_S ──► dropped
 
 A body that we ourselves do not read on, because too much waits for the database, is not the client's fault.
+
+A request passes through three of them, and making and ending a timer for each would cost more than reading its head.
+So a connection has one timer: it rings no later than at the deadline of the moment, and is then set to the next.
 """
 
 from __future__ import annotations
 
 import asyncio
 import json
+from collections.abc import Callable
 from http import HTTPStatus
-from typing import Any
+from typing import TYPE_CHECKING, Any, cast
 
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+
+from pysched.api import express
+
+if TYPE_CHECKING:
+    from pysched.api.app import ControlPlane
 
 HEADERS = 100  # of a request, and …
 HEAD_BYTES = 32 * 1024  # … their names and values together with the URL
@@ -37,17 +47,25 @@ class Protocol(HttpToolsProtocol):
     _head_bytes = 0
     _received = 0  # bytes of the body
     _begun = 0.0  # loop time at which the body began
+    _answered = False  # one request at least
+    _then: Callable[[], None] | None = None  # what happens at …
+    _deadline = 0.0  # … this loop time
     _timer: asyncio.TimerHandle | None = None
+    _rings_at = 0.0
     _write_timer: asyncio.TimerHandle | None = None
+    _default_head: tuple[list[tuple[bytes, bytes]], bytes] = ([], b"")
 
     # ── what the transport calls ──────────────────────────────────────────────────────────────────
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
-        self._arm(self.head_s, self._late)
+        self._by(self.head_s, self._late)
 
     def connection_lost(self, exc: Exception | None) -> None:
-        self._disarm()
+        self._then = None
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
         self.resume_writing()
         super().connection_lost(exc)
 
@@ -67,8 +85,8 @@ class Protocol(HttpToolsProtocol):
     def on_message_begin(self) -> None:
         super().on_message_begin()
         self._head_bytes = 0
-        if self._timer is None:  # not the first request: the connection has been waiting
-            self._arm(self.head_s, self._late)
+        if self._answered:  # else the time goes on that began with the connection
+            self._by(self.head_s, self._late)
 
     def on_url(self, url: bytes) -> None:
         self._bound(len(url))
@@ -79,24 +97,68 @@ class Protocol(HttpToolsProtocol):
         super().on_header(name, value)
 
     def on_headers_complete(self) -> None:
-        self._disarm()
         self._received, self._begun = 0, self.loop.time()
-        self._arm(self.check_s, self._check)
-        super().on_headers_complete()
+        self._by(self.check_s, self._check)
+        submission = self._submission()
+        if submission is None:
+            super().on_headers_complete()
+        else:
+            self.cycle = submission  # type: ignore[assignment]
 
     def on_body(self, body: bytes) -> None:
         self._received += len(body)
         super().on_body(body)
 
     def on_message_complete(self) -> None:
-        self._disarm()
+        self._then = None
+        super().on_message_complete()
+        cycle: object = self.cycle
+        if isinstance(cycle, express.Submission):
+            cycle.submit()
+
+    # ── requests ──────────────────────────────────────────────────────────────────────────────────
+
+    def _submission(self) -> express.Submission | None:
+        """The request as one that can go past uvicorn, if it is one."""
+        if (
+            self.url != express.PATH
+            or self.parser.get_method() != b"POST"
+            or self.parser.get_http_version() != "1.1"
+            or self.flow.write_paused
+            or (self.cycle is not None and not self.cycle.response_complete)
+            or len(self.connections) >= (self.limit_concurrency or len(self.connections) + 1)
+        ):
+            return None
+        return express.submission(self, cast("ControlPlane", self.config.app))
+
+    def begin_ordinary(self, body: bytes) -> None:
+        """The request that has just come whole after all goes the way of all others."""
+        self.cycle = None  # type: ignore[assignment]
+        super().on_headers_complete()
+        super().on_body(body)
         super().on_message_complete()
 
+    def default_head(self) -> bytes:
+        """What uvicorn adds to every answer; it makes another list when the second of the Date changes."""
+        headers = self.server_state.default_headers
+        if headers is not Protocol._default_head[0]:
+            Protocol._default_head = (headers, b"".join(b"%s: %s\r\n" % header for header in headers))
+        return Protocol._default_head[1]
+
     def on_response_complete(self) -> None:
-        """Of a request that was answered before its body was there the rest is not read."""
-        super().on_response_complete()
+        """As uvicorn's, but of a request that was answered before its body was there the rest is not read."""
+        self.server_state.total_requests += 1
+        self._answered = True
+        if self.transport.is_closing():
+            return
         if self.cycle.response_complete and self.cycle.more_body:
             self.transport.close()
+            return
+        self.flow.resume_reading()
+        if self.pipeline:
+            self._start_asgi_task(*self.pipeline.pop())
+        elif self._then is None:  # else the next request has begun
+            self._by(self.timeout_keep_alive, self.timeout_keep_alive_handler)
 
     def send_400_response(self, msg: str) -> None:
         """What the parser could not read; its own words say nothing more."""
@@ -114,12 +176,10 @@ class Protocol(HttpToolsProtocol):
             raise _TooLarge
 
     def _late(self) -> None:
-        self._timer = None
         self._refuse(408, f"the head of the request did not come within {self.head_s:g} s")
 
     def _check(self) -> None:
         """Whether the body comes; in time with the clock, not with every piece of it."""
-        self._timer = None
         now = self.loop.time()
         if self.flow.read_paused:
             self._received, self._begun = 0, now
@@ -129,7 +189,7 @@ class Protocol(HttpToolsProtocol):
             else:
                 self._refuse(408, "the body comes too slowly")
             return
-        self._arm(self.check_s, self._check)
+        self._by(self.check_s, self._check)
 
     def _refuse(self, status: int, detail: str) -> None:
         """Answer without the application, and close."""
@@ -151,10 +211,23 @@ class Protocol(HttpToolsProtocol):
         )
         self.transport.close()
 
-    def _arm(self, seconds: float, then: Any) -> None:
-        self._timer = self.loop.call_later(seconds, then)
+    def _by(self, seconds: float, then: Callable[[], None]) -> None:
+        """Let `then` happen in so many seconds, in the place of what was to happen before."""
+        self._then, self._deadline = then, self.loop.time() + seconds
+        if self._timer is None or self._rings_at > self._deadline:
+            self._set(self._deadline)
 
-    def _disarm(self) -> None:
+    def _ring(self) -> None:
+        self._timer = None
+        if self._then is None:
+            return  # nothing is waited for; whatever comes next sets the timer
+        if self.loop.time() < self._deadline:
+            self._set(self._deadline)
+            return
+        then, self._then = self._then, None
+        then()
+
+    def _set(self, at: float) -> None:
         if self._timer is not None:
             self._timer.cancel()
-            self._timer = None
+        self._timer, self._rings_at = self.loop.call_at(at, self._ring), at

@@ -7,30 +7,35 @@ task sent again is answered 200 with its state now.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
-from typing import Any
+import tempfile
+from collections.abc import Iterator
+from typing import IO, Any
 
+import structlog
 from fastapi import APIRouter, Request, Response
 from pydantic import BaseModel
 from starlette.background import BackgroundTask
 from starlette.exceptions import HTTPException
-from starlette.types import Receive, Scope, Send
 
+from pysched import trace
 from pysched.api import bodies, problems
 from pysched.api.backend import Verdicts
 from pysched.api.context import Context, Shared
 from pysched.api.schema import Accepted, json_response, many_tasks, one, refusals
 from pysched.api.scopes import Scope as Access
-from pysched.api.scopes import check, needs
+from pysched.api.scopes import needs
 from pysched.api.security import JSON_TYPE, NDJSON_TYPES, media_type
-from pysched.errors import ConflictError, Problem, PyschedError, TaskError
-from pysched.model import Acceptance, new_id
+from pysched.errors import ConflictError, Problem, TaskError
+from pysched.model import Acceptance, State
 from pysched.task import BATCH_TASKS, Task, parse_task, parse_tasks
 
 SUBMIT_BYTES = 1024 * 1024
 BATCH_BYTES = 256 * 1024 * 1024
+SPOOL_BYTES = 8 * 1024 * 1024  # of a batch in memory; the rest of it lies in a temporary file
+STREAMED_BYTES = 128 * 1024  # some thousand tasks: below, it does not matter how they are written
 ERRORS_SHOWN = 100  # of a batch: enough to mend it, and no answer as long as the batch
 
+_log = structlog.get_logger("api")
 router = APIRouter(tags=["submit"], dependencies=[needs(Access.SUBMIT)])
 
 
@@ -57,7 +62,7 @@ async def submit(request: Request, shared: Shared) -> Response:
     if _media_type(request) in NDJSON_TYPES:
         raise HTTPException(415, f"/submit takes one task; send {JSON_TYPE}, or many to /submit/batch")
     body = await bodies.read(request, SUBMIT_BYTES)
-    task = with_id(parse_task(body))
+    task = parse_task(body).identified().traced(_trace(request))
     try:
         acceptance = await shared.acceptor.accept(task, len(body))
     except asyncio.QueueFull:
@@ -85,38 +90,59 @@ async def submit_batch(request: Request, shared: Shared) -> Response:
     """Accept up to 100,000 tasks in one transaction: a JSON array, or one JSON object a line."""
     if shared.batches.locked():
         raise HTTPException(503, "other batches are being read; try again")
+    lines = _media_type(request) in NDJSON_TYPES
     async with shared.batches:
-        tasks = await _read_tasks(request)
-        verdicts = await asyncio.to_thread(shared.store.accept, tasks, source=shared.source, atomic=True)
+        with tempfile.SpooledTemporaryFile(SPOOL_BYTES) as body:
+            await _receive(request, body)
+            return await asyncio.to_thread(_accept_batch, shared, body, lines=lines, context=_trace(request))
+
+
+async def _receive(request: Request, body: IO[bytes]) -> None:
+    """All of it, before a transaction begins: the client may be slow."""
+    try:
+        async for chunk in bodies.chunks(request, BATCH_BYTES):
+            body.write(chunk)
+    except OSError as error:
+        _log.error("no room for a batch", folder=tempfile.gettempdir(), error=str(error))
+        raise HTTPException(503, "the server has no room for the batch; try again, or send it in parts") from None
+
+
+def _accept_batch(shared: Context, body: IO[bytes], *, lines: bool, context: dict[str, str]) -> Response:
+    """Blocks.  A long batch is accepted while it is read, unless its tasks have to be compared with what there is."""
+
+    def read() -> Iterator[Task]:
+        body.seek(0)
+        tasks = _parse_lines(body) if lines else parse_tasks(body.read())
+        return (task.identified().traced(context) for task in tasks)
+
+    if body.tell() >= STREAMED_BYTES and shared.mirror is None:
+        loaded = shared.store.accept_stream(read, source=shared.source)
+        if loaded is not None:
+            return _accepted(loaded, created=len(loaded))
+    tasks = [*read()]
+    verdicts = shared.store.accept(tasks, source=shared.source, atomic=True)
     refused = _refused(verdicts)
     if refused is not None:
         return refused
     accepted = [verdict for verdict in verdicts if isinstance(verdict, Acceptance)]
     new = [task for task, verdict in zip(tasks, accepted, strict=True) if verdict.created]
-    answer = {
-        "created": len(new),
-        "tasks": [{"id": each.id, "status": each.state.value} for each in accepted],
-    }
-    return json_response(answer, status=201 if new else 200, background=_mirroring(shared, new))
+    answer = _accepted([(each.id, each.state) for each in accepted], created=len(new))
+    answer.background = _mirroring(shared, new)
+    return answer
 
 
-async def direct(shared: Context, scope: Scope, receive: Receive, send: Send) -> None:
-    """POST /submit as an ASGI application: the same route, reached without what FastAPI does on the way to it.
+def _accepted(tasks: list[tuple[str, State]], *, created: int) -> Response:
+    """Written out: no id or state holds what JSON would escape."""
+    found = ",".join([f'{{"id":"{task_id}","status":"{state.value}"}}' for task_id, state in tasks])
+    text = f'{{"created":{created},"tasks":[{found}]}}'
+    return Response(text, 201 if created else 200, media_type=JSON_TYPE)
 
-    Resolving its dependencies and the handlers of its errors would cost three times what the route itself does.
-    """
-    try:
-        check(scope["state"]["scope"], Access.SUBMIT)
-        if scope["query_string"]:
-            raise TaskError(
-                Problem(next(iter(Request(scope).query_params), ""), "is not a parameter of /submit; it takes none")
-            )
-        response = await submit(Request(scope, receive), shared)
-    except HTTPException as error:
-        response = problems.problem(error.status_code, error.detail, headers=error.headers)
-    except PyschedError as error:
-        response = problems.of_error(error)
-    await response(scope, receive, send)
+
+def _trace(request: Request) -> dict[str, str]:
+    """The trace context in the headers, of a request that has one."""
+    parents = request.headers.getlist("traceparent")
+    states = ",".join(request.headers.getlist("tracestate"))
+    return trace.fields(parents[0], states) if len(parents) == 1 else {}
 
 
 def _media_type(request: Request) -> str:
@@ -124,32 +150,15 @@ def _media_type(request: Request) -> str:
     return stated if stated == JSON_TYPE else media_type(stated)
 
 
-def with_id(task: Task) -> Task:
-    return task if task.id is not None else task.model_copy(update={"id": new_id()})
-
-
-async def _read_tasks(request: Request) -> list[Task]:
-    if _media_type(request) in NDJSON_TYPES:
-        return [task async for task in _parse_lines(bodies.chunks(request, BATCH_BYTES))]
-    body = await bodies.read(request, BATCH_BYTES)
-    tasks = await asyncio.to_thread(parse_tasks, body)
-    return [with_id(task) for task in tasks]
-
-
-async def _parse_lines(chunks: AsyncIterator[bytes]) -> AsyncIterator[Task]:
-    """Tasks from NDJSON as it arrives; blank lines are nothing.  A line is held to what one task may be."""
+def _parse_lines(body: IO[bytes]) -> Iterator[Task]:
+    """Tasks from NDJSON; blank lines are nothing.  A line is held to what one task may be."""
     count = 0
-    rest = b""
-    async for chunk in chunks:
-        *lines, rest = (rest + chunk).split(b"\n")
-        for line in lines:
-            if line.strip():
-                yield _parse_line(line, count)
-                count += 1
-        if len(rest) > SUBMIT_BYTES:
+    while line := body.readline(SUBMIT_BYTES + 2):
+        if len(line) > SUBMIT_BYTES and len(line.rstrip(b"\r\n")) > SUBMIT_BYTES:
             raise _too_long(count)
-    if rest.strip():
-        yield _parse_line(rest, count)
+        if line.strip():
+            yield _parse_line(line, count)
+            count += 1
 
 
 def _parse_line(line: bytes, index: int) -> Task:
@@ -157,10 +166,8 @@ def _parse_line(line: bytes, index: int) -> Task:
         raise TaskError(
             Problem("", f"a batch holds at most {BATCH_TASKS} tasks; send the rest in another"), index=index
         )
-    if len(line) > SUBMIT_BYTES:
-        raise _too_long(index)
     try:
-        return with_id(parse_task(line))
+        return parse_task(line)
     except TaskError as error:
         raise TaskError(*error.problems, index=index) from None
 

@@ -2,8 +2,9 @@
 
     python -m benchmarks.batch_rate [--tasks 50000] [--rounds 5]
 
-In turns on one database: POST /submit/batch of NDJSON, and of a JSON array; COPY of the same rows into a copy of the
-table, its indexes and generated columns included.  Each commits once.  The memory is the server process's peak.
+In turns on one database, in either order: POST /submit/batch of NDJSON, and of a JSON array; COPY of the same rows into
+a copy of the table, its indexes and generated columns included.  Each commits once.  CPU is that of the server, a
+task; the memory is its growth.
 """
 
 from __future__ import annotations
@@ -72,24 +73,28 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     options = parser.parse_args()
     seconds: dict[str, list[float]] = {"COPY": [], "NDJSON": [], "array": []}
+    costs: dict[str, list[float]] = {name: [] for name in seconds}
     with control_plane() as server, Client(home=server.home) as client, EmbeddedServer(server.home).running() as url:
         process = psutil.Process(server.pid)
         before = process.memory_info().rss
-        for _ in range(options.rounds):
+        for number in range(options.rounds):
             measures: dict[str, Callable[[], float]] = {}
             tasks, lines, array = bodies(options.tasks)
             measures["COPY"] = lambda tasks=tasks: copy(url, tasks)  # type: ignore[misc]
             measures["NDJSON"] = lambda body=lines: post(client, server, body, "application/x-ndjson")  # type: ignore[misc]
             _, _, array = bodies(options.tasks)
             measures["array"] = lambda body=array: post(client, server, body, "application/json")  # type: ignore[misc]
-            for name, measure in measures.items():
-                seconds[name].append(measure())
+            for name in sorted(measures, reverse=number % 2 == 1):
+                begun = sum(process.cpu_times()[:2])
+                seconds[name].append(measures[name]())
+                costs[name].append((sum(process.cpu_times()[:2]) - begun) / options.tasks * 1e6)
         peak = process.memory_full_info().rss
     for name in ("NDJSON", "array"):
         ratios = [base / own for base, own in zip(seconds["COPY"], seconds[name], strict=True)]
         print(
             f"{name:<7} {statistics.median(ratios):.2f}x COPY ({min(ratios):.2f} … {max(ratios):.2f}), "
-            f"{options.tasks / statistics.median(seconds[name]):,.0f} tasks/s; "
+            f"{options.tasks / statistics.median(seconds[name]):,.0f} tasks/s, "
+            f"{statistics.median(costs[name]):.0f} µs CPU; "
             f"COPY {options.tasks / statistics.median(seconds['COPY']):,.0f} rows/s"
         )
     print(f"memory  +{(peak - before) / 2**20:.0f} MiB after {2 * options.rounds} batches of {options.tasks}")

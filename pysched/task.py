@@ -27,13 +27,15 @@ from pydantic import (
     model_validator,
 )
 
+from pysched import trace
 from pysched.errors import Problem, TaskError
-from pysched.model import ID_PATTERN, Priority, TaskType
+from pysched.model import ID_PATTERN, Priority, TaskType, new_id
 
 COMMAND_BYTES = 128 * 1024
 PARAMS_BYTES = 64 * 1024
 ENV_BYTES = 64 * 1024
 BATCH_TASKS = 100_000  # tasks in one batch
+_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
 _ENCODER = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"), sort_keys=True, allow_nan=False)
 DELAY_S_MAX = 10 * 366 * 86_400.0  # ten years: far past any use, far below what an interval holds
 
@@ -56,9 +58,9 @@ def _no_nul(value: str) -> str:
 
 
 def _no_control(value: str) -> str:
-    for char in value:
-        if ord(char) < 32 or 127 <= ord(char) < 160:
-            raise ValueError(f"contains the control character U+{ord(char):04X}; use printable text")
+    found = _CONTROL.search(value)
+    if found is not None:
+        raise ValueError(f"contains the control character U+{ord(found[0]):04X}; use printable text")
     return value
 
 
@@ -92,6 +94,12 @@ def _env(value: dict[str, str]) -> dict[str, str]:
         _no_nul(text)
     if sum(len(name) + len(text.encode()) + 2 for name, text in value.items()) > ENV_BYTES:
         raise ValueError(f"is longer than {ENV_BYTES} bytes in all; put the values into a file")
+    return value
+
+
+def _traceparent(value: str) -> str:
+    if not trace.is_traceparent(value):
+        raise ValueError("names no trace: its version is ff, or one of its ids is zero; leave it out")
     return value
 
 
@@ -146,6 +154,11 @@ class Task(BaseModel):
     env: Annotated[dict[str, str], AfterValidator(_env)] = Field(default_factory=dict)
     cwd: Annotated[str, Field(max_length=4095), AfterValidator(_cwd)] | None = None
     tags: Annotated[list[_Tag], Field(max_length=32)] = Field(default_factory=list)
+    traceparent: Annotated[
+        Annotated[str, Field(pattern=trace.TRACEPARENT), AfterValidator(_traceparent)] | None,
+        Field(description="W3C trace context for the job's environment; no part of the content"),
+    ] = None
+    tracestate: Annotated[Annotated[str, Field(pattern=trace.TRACESTATE)] | None, Field(description="the same")] = None
 
     @model_validator(mode="after")
     def _consistent(self) -> Task:
@@ -154,12 +167,28 @@ class Task(BaseModel):
                 raise ValueError("command and entrypoint are both given; keep one")
             if self.type is not TaskType.ML:
                 raise ValueError("entrypoint needs type ml; add it, or use command")
+        if self.tracestate is not None and self.traceparent is None:
+            raise ValueError("tracestate is given without traceparent; add that, or remove it")
         if self.id is not None and self.id in self.after:
             raise ValueError("after names the task itself; remove that id")
         return self
 
+    def identified(self) -> Task:
+        """This very task, with an id made for it if it came without one; for whoever has just read it."""
+        if self.id is None:
+            self.__dict__["id"] = new_id()  # a copy would cost as much as reading the task
+            self.__pydantic_fields_set__.add("id")
+        return self
+
+    def traced(self, context: Mapping[str, str]) -> Task:
+        """This very task, in the trace of whoever brought it unless it names its own; `context`: see `trace.fields`."""
+        if context and self.traceparent is None:
+            self.__dict__.update(context)
+            self.__pydantic_fields_set__.update(context)
+        return self
+
     def spec(self) -> str:
-        """The content as JSON without id and defaults: equal content gives equal specs."""
+        """The task as JSON without id and defaults: equal content gives equal specs, but for the trace."""
         return _dump(self.model_dump(mode="json", exclude={"id"}, exclude_defaults=True))
 
     @classmethod
@@ -168,6 +197,18 @@ class Task(BaseModel):
         return parse_task(spec).model_copy(update={"id": task_id})
 
 
+def is_same(one: str, other: str) -> bool:
+    """Whether two specs have the same content."""
+    return one == other or (_TRACED in one + other and _untraced(one) == _untraced(other))
+
+
+def _untraced(spec: str) -> str:
+    if _TRACED not in spec:
+        return spec
+    return _dump({name: value for name, value in json.loads(spec).items() if name not in trace.FIELDS})
+
+
+_TRACED = '"traceparent":'
 FIELDS = tuple(Task.model_fields)
 _ONE = TypeAdapter(Task)
 _DECODER = json.JSONDecoder()
@@ -187,15 +228,16 @@ def parse_task(data: str | bytes | Mapping[str, object]) -> Task:
         raise TaskError(Problem("", f"is no JSON: {error}")) from None
 
 
-def parse_tasks(data: str | bytes) -> list[Task]:
+def parse_tasks(data: str | bytes) -> Iterator[Task]:
     """A JSON array of tasks; raises `TaskError` whose `index` is the first bad task's position.
 
     A long one is read in pieces, between which other threads run: the parser does not let them while it works.
     """
-    tasks: list[Task] = []
+    count = 0
     for piece in _pieces(data):
-        tasks += _parse_piece(piece, len(tasks))
-    return tasks
+        tasks = _parse_piece(piece, count)
+        count += len(tasks)
+        yield from tasks
 
 
 def _parse_piece(data: str | bytes, offset: int) -> list[Task]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shlex
 import sys
@@ -12,6 +13,7 @@ from typing import IO, Any
 
 import click
 
+from pysched import trace
 from pysched.cli import recent, selectors, watching
 from pysched.cli.session import Session, as_json, client_command
 from pysched.cli.units import DURATION
@@ -126,6 +128,7 @@ def _given_fields(session: Session, **given: Any) -> dict[str, Any]:
         "env": dict(_variable(text) for text in given["env"]) or None,
         "cwd": None if given["cwd"] is None else str(Path(given["cwd"]).absolute()),
         "tags": list(given["tags"]) or None,
+        **trace.fields(os.environ.get("TRACEPARENT"), os.environ.get("TRACESTATE")),
     }
     if given["after"]:
         words = given["after"]
@@ -144,8 +147,6 @@ def _param(text: str) -> tuple[str, Any]:
 
 
 def _variable(text: str) -> tuple[str, str]:
-    import os
-
     name, equals, value = text.partition("=")
     if equals:
         return name, value

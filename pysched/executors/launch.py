@@ -115,7 +115,7 @@ class Launcher:
         path = task.env.get("PATH", self._inherited["PATH"])
         argv, own = _words(task)
         ml = task.command is None and task.type is TaskType.ML
-        env = {**self._inherited, **(_ONE_THREAD if ml else {}), **task.env, **own}
+        env = {**self._inherited, **(_ONE_THREAD if ml else {}), **_trace(task), **task.env, **own}
         words = [os.fsencode(word) for word in argv]
         warm = ml and self._warm and not any(map(_READ_AT_START.match, task.env))
         return _Plan(
@@ -129,6 +129,12 @@ class Launcher:
             env_without_pwd=_entries({name: value for name, value in env.items() if name != "PWD"}),
             cwd=os.fsencode(task.cwd) if task.cwd is not None else self._work,
         )
+
+
+def _trace(task: Task) -> dict[str, str]:
+    """The variables by which OpenTelemetry's tools find the trace that they belong to."""
+    context = {"TRACEPARENT": task.traceparent, "TRACESTATE": task.tracestate}
+    return {name: value for name, value in context.items() if value is not None}
 
 
 def inherited(environ: Mapping[str, str]) -> dict[str, str]:

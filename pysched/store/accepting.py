@@ -17,7 +17,7 @@ from pysched.errors import ConflictError, Problem, TaskError
 from pysched.model import Acceptance, State
 from pysched.store import arrays, loading, sql
 from pysched.store.database import Conn, Database, Raced
-from pysched.task import Task
+from pysched.task import Task, is_same
 
 Verdict = Acceptance | ConflictError | TaskError
 
@@ -102,9 +102,9 @@ class _Batch:
         for task_id, spec in self._given:
             verdict = verdicts[task_id]
             if task_id in seen and isinstance(verdict, Acceptance):
-                same = spec == self.first[task_id].spec
+                same = is_same(spec, self.first[task_id].spec)
                 verdict = Acceptance(id=task_id, state=verdict.state, created=False) if same else ConflictError(task_id)
-            elif task_id in seen and spec != self.first[task_id].spec:
+            elif task_id in seen and not is_same(spec, self.first[task_id].spec):
                 verdict = ConflictError(task_id)
             seen.add(task_id)
             answers.append(verdict)
@@ -190,7 +190,7 @@ def judge(items: Mapping[str, New], stored: Mapping[str, Stored], needed: Mappin
 
 
 def _same_or_conflict(item: New, stored: Stored) -> Verdict:
-    if item.spec == stored.spec:
+    if is_same(item.spec, stored.spec):
         return Acceptance(id=item.id, state=stored.state, created=False)
     return ConflictError(item.id)
 

@@ -11,6 +11,7 @@ from pysched.selection import Cancelled, Page, Retried, Selection
 from pysched.store import bulk, explaining, listing, sql, views
 from pysched.store.changes import Watcher
 from pysched.store.database import Database
+from pysched.store.inserter import Inserter
 
 _QUERIES = sql.load("control")
 
@@ -43,6 +44,10 @@ class Control:
     def watcher(self) -> Watcher:
         """An ear for changes; the caller's to close."""
         return Watcher(self._database)
+
+    def inserter(self) -> Inserter:
+        """A fast way in for single tasks, driven by an event loop; that loop's to close."""
+        return Inserter(self._database)
 
     # ── tokens ────────────────────────────────────────────────────────────────────────────────────
 

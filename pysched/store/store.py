@@ -15,7 +15,7 @@ import select
 import threading
 import time
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any
@@ -35,7 +35,7 @@ from pysched.model import (
     State,
 )
 from pysched.policy import Overdue
-from pysched.store import accepting, arrays, ending, migrate, retention, sql, views
+from pysched.store import accepting, arrays, ending, loading, migrate, retention, sql, views
 from pysched.store.claiming import Claimer, claim_of
 from pysched.store.control import Control
 from pysched.store.database import Conn, Database, Line
@@ -144,6 +144,16 @@ class Store(Control):
         ones are left out.  `source` identifies the writer for the totals; use one a process.
         """
         return accepting.accept(self._database, tasks, source=source, atomic=atomic)
+
+    def accept_stream(
+        self, tasks: Callable[[], Iterable[Task]], *, source: uuid.UUID
+    ) -> builtins.list[tuple[str, State]] | None:
+        """Durably accept many tasks, all or none, while they are being read; their ids and states.
+
+        None, and nothing is accepted, if one of them is there already or needs another: then `accept` has the rules.
+        `tasks` may be called more than once, and what it raises ends it.
+        """
+        return loading.stream(self._database, tasks, source=source)
 
     # ── nodes and their leases, judged by the database's clock ────────────────────────────────────
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import uuid
+from collections.abc import Iterator
 from typing import Any
 
 import psycopg
 import pytest
 
-from pysched.errors import ConflictError
+from pysched.errors import ConflictError, Problem, TaskError
 from pysched.model import Acceptance, Priority, TaskType
 from pysched.store import loading
 from pysched.store.store import Store
@@ -82,3 +84,45 @@ def test_two_at_once_with_the_same_ids(store: Store) -> None:
     created = [sum(verdict.created for verdict in each) for each in verdicts]
     assert sum(created) == 40
     assert store.submitted() == 40
+
+
+class TestStream:
+    def test_it_writes_what_accept_writes(self, store: Store, store_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(loading, "_PIECE", 7)
+        loaded = store.accept_stream(lambda: many(prefix="streamed"), source=uuid.uuid4())
+        assert loaded is not None
+        assert [task_id for task_id, _ in loaded] == [f"streamed{number}" for number in range(40)]
+        monkeypatch.setattr(loading, "LEAST", 10**9)
+        verdicts = accept(store, *many(prefix="inserted"))
+        assert [state for _, state in loaded] == [verdict.state for verdict in verdicts]
+        assert rows(store_url, "streamed") == rows(store_url, "inserted")
+        assert store.submitted() == 80
+
+    def test_nodes_hear_of_it(self, store: Store, store_url: str) -> None:
+        with psycopg.connect(store_url, autocommit=True) as ear:
+            ear.execute("LISTEN pysched")
+            store.accept_stream(lambda: [task("now")], source=uuid.uuid4())
+            assert "ready" in {notice.payload for notice in ear.notifies(timeout=60, stop_after=2)}
+
+    @pytest.mark.parametrize(
+        "batch",
+        [
+            [task("a"), task("there")],
+            [task("a"), task("b"), task("a")],
+            [task("a"), task("b", after=["there"])],
+        ],
+    )
+    def test_what_accept_must_judge_is_left_to_it(self, store: Store, batch: list[Task]) -> None:
+        accept(store, task("there"))
+        assert store.accept_stream(lambda: batch, source=uuid.uuid4()) is None
+        assert store.submitted() == 1
+
+    def test_what_reading_raises_undoes_it(self, store: Store) -> None:
+        def broken() -> Iterator[Task]:
+            yield from many()
+            raise TaskError(Problem("rank", "is wrong"), index=40)
+
+        with pytest.raises(TaskError):
+            store.accept_stream(broken, source=uuid.uuid4())
+        assert store.submitted() == 0
+        assert store.accept_stream(many, source=uuid.uuid4()) is not None  # the connection is as good as new

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Any
 
 import pytest
 
@@ -124,7 +125,7 @@ def test_a_store_that_forgets_a_verdict_leaves_nobody_waiting() -> None:
 
 
 @pytest.mark.parametrize(("limits", "size"), [({"queue_tasks": 2}, 1), ({"queue_bytes": 20}, 10)])
-def test_what_waits_is_bounded(limits: dict[str, int], size: int) -> None:
+def test_what_waits_is_bounded(limits: dict[str, Any], size: int) -> None:
     async def scenario() -> None:
         store = Store()
         acceptor = Acceptor(store.accept, **limits)
@@ -186,3 +187,74 @@ def test_a_request_that_went_away_harms_nobody() -> None:
         assert store.commits == [["a", "b"]]
 
     asyncio.run(scenario())
+
+
+class TestInsert:
+    def test_what_is_new_needs_no_thread(self) -> None:
+        async def scenario() -> None:
+            store = Store()
+            acceptor = Acceptor(store.accept, inserting({"a", "b"}))
+            later = parse_task({"id": "b", "delay_s": 5})
+            answers = await asyncio.gather(acceptor.accept(task("a"), 1), acceptor.accept(later, 1))
+            assert [(each.id, each.state, each.created) for each in answers] == [
+                ("a", State.QUEUED, True),
+                ("b", State.SCHEDULED, True),
+            ]
+            assert store.commits == []
+
+        asyncio.run(scenario())
+
+    def test_the_store_is_asked_for_all_else(self) -> None:
+        offered: list[str | None] = []
+
+        async def insert(tasks: Sequence[Task]) -> set[str] | None:
+            offered.extend(each.id for each in tasks)
+            return {"new", "twice"}
+
+        async def scenario() -> None:
+            store = Store()
+            store.gate.set()
+            acceptor = Acceptor(store.accept, insert)
+            tasks = [task("new"), task("twice"), task("old"), task("twice"), parse_task({"id": "z", "after": ["new"]})]
+            answers = await asyncio.gather(*(acceptor.accept(each, 1) for each in tasks))
+            assert [answer.id for answer in answers] == ["new", "twice", "old", "twice", "z"]
+            assert offered == ["new", "twice", "old"]
+            assert store.commits == [["old", "twice", "z"]]
+
+        asyncio.run(scenario())
+
+    @pytest.mark.parametrize("failure", [None, KeyError("bug")])
+    def test_the_store_is_asked_when_nobody_knows(self, failure: Exception | None) -> None:
+        async def insert(tasks: Sequence[Task]) -> set[str] | None:
+            if failure is not None:
+                raise failure
+            return None
+
+        async def scenario() -> None:
+            store = Store()
+            store.gate.set()
+            acceptor = Acceptor(store.accept, insert)
+            assert (await acceptor.accept(task("a"), 1)).id == "a"
+            assert store.commits == [["a"]]
+
+        asyncio.run(scenario())
+
+    def test_nobody_waits_for_ever(self) -> None:
+        async def insert(tasks: Sequence[Task]) -> set[str] | None:
+            asyncio.current_task().cancel()  # type: ignore[union-attr]
+            await asyncio.sleep(0)
+            return None
+
+        async def scenario() -> None:
+            acceptor = Acceptor(Store().accept, insert)
+            with pytest.raises(StoreError, match="stopped"):
+                await acceptor.accept(task("a"), 1)
+
+        asyncio.run(scenario())
+
+
+def inserting(new: set[str]) -> Callable[[Sequence[Task]], Awaitable[set[str] | None]]:
+    async def insert(tasks: Sequence[Task]) -> set[str] | None:
+        return new & {str(each.id) for each in tasks}
+
+    return insert

@@ -32,7 +32,7 @@ def test_the_first_bad_one_is_named(bad: int) -> None:
     given: list[dict[str, Any]] = [{} for _ in range(7)]
     given[bad] = {"rank": "x"}
     with pytest.raises(TaskError) as caught:
-        parse_tasks(json.dumps(given))
+        [*parse_tasks(json.dumps(given))]
     assert caught.value.index == bad
     assert caught.value.problems[0].field == "rank"
 
@@ -58,13 +58,13 @@ def test_the_first_bad_one_is_named(bad: int) -> None:
 )
 def test_what_is_no_array_of_tasks_is_refused(text: str | bytes) -> None:
     with pytest.raises(TaskError):
-        parse_tasks(text)
+        [*parse_tasks(text)]
 
 
 def test_an_empty_one_is_empty() -> None:
-    assert parse_tasks("[ ]") == []
+    assert [*parse_tasks("[ ]")] == []
 
 
 def test_there_is_a_limit() -> None:
     with pytest.raises(TaskError, match=str(BATCH_TASKS)):
-        parse_tasks("[" + "{}," * BATCH_TASKS + "{}]")
+        next(parse_tasks("[" + "{}," * BATCH_TASKS + "{}]"))

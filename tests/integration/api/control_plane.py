@@ -30,12 +30,15 @@ class _Server(uvicorn.Server):
 
 
 @contextlib.contextmanager
-def running(app: FastAPI) -> Iterator[str]:
+def running(app: FastAPI, *, keep_alive_s: float | None = None) -> Iterator[str]:
     """The URL of `app`, served from a thread until the block ends."""
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         listener.listen()
-        server = _Server(configuration(app))
+        config = configuration(app)
+        if keep_alive_s is not None:
+            config.timeout_keep_alive = keep_alive_s  # type: ignore[assignment]
+        server = _Server(config)
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, name="uvicorn")
         thread.start()
         try:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import errno
+import io
 import json
+import tempfile
 import threading
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -11,6 +14,7 @@ from typing import Any
 
 import pytest
 
+from pysched.api import express
 from pysched.api import submit as submit_module
 from pysched.errors import DatabaseUnreachable
 from pysched.model import is_valid_id, new_id
@@ -19,6 +23,8 @@ from pysched.task import BATCH_TASKS, Task, parse_task
 from tests.integration.api.conftest import Api, assert_problem
 
 JSON = {"Content-Type": "application/json"}
+PARENT = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
+OTHER = "00-0af7651916cd43dd8448eb211c80319c-00f067aa0ba902b7-00"
 NDJSON = {"Content-Type": "application/x-ndjson"}
 
 # What is sent, and the field that the answer must name.
@@ -156,7 +162,7 @@ class TestGroupCommit:
             all_sent.release()
             return parse_task(body)
 
-        monkeypatch.setattr(submit_module, "parse_task", counted)
+        monkeypatch.setattr(express, "parse_task", counted)
         with api.served_with(accept=slow) as client, ThreadPoolExecutor(64) as pool:
             bodies: list[dict[str, Any]] = [{"id": taken, "rank": 1} if n == 7 else {"rank": n} for n in range(64)]
             bodies[9] = {"nonsense": 1}
@@ -184,6 +190,25 @@ class TestGroupCommit:
 
 
 class TestBatch:
+    @pytest.fixture(autouse=True, params=[0, submit_module.STREAMED_BYTES], ids=["streamed", "whole"])
+    def _least(self, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(submit_module, "STREAMED_BYTES", request.param)
+
+    @pytest.mark.parametrize("memory", [1, submit_module.SPOOL_BYTES])
+    def test_much_of_it_lies_in_a_file(self, api: Api, monkeypatch: pytest.MonkeyPatch, memory: int) -> None:
+        monkeypatch.setattr(submit_module, "SPOOL_BYTES", memory)
+        body = b"\n".join(json.dumps({"id": f"{new_id()}", "rank": n}).encode() for n in range(300))
+        assert api.http.post("/submit/batch", content=body, headers=NDJSON).json()["created"] == 300
+        assert api.http.post("/submit/batch", content=body, headers=NDJSON).json()["created"] == 0
+
+    def test_a_full_disk_is_an_unavailable_server(self, api: Api, monkeypatch: pytest.MonkeyPatch) -> None:
+        class Full(io.BytesIO):
+            def write(self, _: object) -> int:
+                raise OSError(errno.ENOSPC, "No space left on device")
+
+        monkeypatch.setattr(tempfile, "SpooledTemporaryFile", lambda _: Full())
+        assert_problem(api.http.post("/submit/batch", json=[{}]), 503)
+
     def test_an_array_is_accepted_in_order(self, api: Api) -> None:
         tasks: list[dict[str, Any]] = [{"id": new_id(), "rank": n} for n in range(500)]
         answer = api.http.post("/submit/batch", json=tasks)
@@ -278,6 +303,36 @@ class TestBatch:
         for headers in (JSON, NDJSON):
             chunks = (b"\n" * 1000 for _ in range(11))
             assert_problem(api.http.post("/submit/batch", content=chunks, headers=headers), 413)
+
+
+class TestTrace:
+    def kept(self, api: Api, task_id: str) -> dict[str, Any]:
+        shown = api.http.get(f"/tasks/{task_id}").json()["task"]
+        return {name: value for name, value in shown.items() if name.startswith("trace")}
+
+    @pytest.mark.parametrize("more", [{}, {"tracestate": "a=1,b=2"}])
+    def test_headers_are_kept(self, api: Api, more: dict[str, str]) -> None:
+        headers = {"traceparent": PARENT, **more}
+        one = api.http.post("/submit", json={}, headers=headers).json()["id"]
+        own = {"traceparent": OTHER}
+        batch = api.http.post("/submit/batch", json=[{}, own], headers=headers).json()["tasks"]
+        assert self.kept(api, one) == self.kept(api, batch[0]["id"]) == headers
+        assert self.kept(api, batch[1]["id"]) == own
+
+    @pytest.mark.parametrize("bad", ["x", PARENT.replace("00-", "ff-", 1)])
+    def test_a_malformed_one_is_ignored(self, api: Api, bad: str) -> None:
+        answer = api.http.post("/submit", json={}, headers={"traceparent": bad, "tracestate": "a=1"})
+        assert answer.status_code == 201
+        assert self.kept(api, answer.json()["id"]) == {}
+        assert api.http.post("/submit", json={}, headers={"traceparent": bad}).status_code == 201
+
+    def test_the_same_task_in_another_span_is_the_same(self, api: Api) -> None:
+        task = {"id": new_id(), "command": "true"}
+        sent = [api.http.post("/submit", json=task, headers={"traceparent": each}) for each in (PARENT, OTHER)]
+        sent += [api.http.post("/submit", json=task), api.http.post("/submit/batch", json=[task, task])]
+        assert [answer.status_code for answer in sent] == [201, 200, 200, 200]
+        assert self.kept(api, task["id"]) == {"traceparent": PARENT}
+        assert api.http.post("/submit", json={**task, "rank": 1}, headers={"traceparent": PARENT}).status_code == 409
 
 
 class TestMirror:

@@ -16,7 +16,7 @@ from tests.integration.api.conftest import api as api
 
 @pytest.fixture(autouse=True)
 def _here(api: Api, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    for name in [name for name in os.environ if name.startswith("PYSCHED_")]:
+    for name in [name for name in os.environ if name.startswith(("PYSCHED_", "TRACE"))]:
         monkeypatch.delenv(name)
     monkeypatch.setenv("PYSCHED_URL", api.url)
     monkeypatch.setenv("PYSCHED_TOKEN", TOKEN)

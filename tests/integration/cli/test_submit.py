@@ -135,3 +135,17 @@ def test_json(scheduler: CommandLine) -> None:
 def test_it_waits_and_exits_with_the_jobs_own_code(scheduler: CommandLine, working: None) -> None:
     done = scheduler("submit", "--wait", "--", "true")
     assert (done.code, done.err) == (0, "")
+
+
+def test_a_trace_goes_on(scheduler: CommandLine, monkeypatch: pytest.MonkeyPatch) -> None:
+    parent = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
+    monkeypatch.setenv("TRACEPARENT", parent)
+    monkeypatch.setenv("TRACESTATE", "a=1")
+    assert [task["task"]["traceparent"] for task in submitted(scheduler, "--array", "1-2", "--", "true")] == [
+        parent
+    ] * 2
+    (task,) = submitted(scheduler, given='{"command": "true"}')
+    assert (task["task"]["traceparent"], task["task"]["tracestate"]) == (parent, "a=1")
+    monkeypatch.setenv("TRACEPARENT", "no trace")
+    (task,) = submitted(scheduler, "--", "true")
+    assert "traceparent" not in task["task"]
