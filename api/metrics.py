@@ -63,11 +63,24 @@ class Metrics:
             series = self._series[key] = self._requests.labels(*map(str, key))
         series.observe(seconds)
 
-    def text(self, store: Figures, *, listeners: int, submissions_waiting: int) -> bytes:
-        """Everything, in Prometheus' text format; asks the store, and blocks."""
+    def text(
+        self,
+        store: Figures,
+        *,
+        listeners: int,
+        submissions_waiting: int,
+        progress: Iterable[tuple[str, str, float]],
+    ) -> bytes:
+        """Everything, in Prometheus' text format; asks the store, and blocks.  `progress`: (id, name, 0 … 1)."""
+        told = GaugeMetricFamily(
+            "pysched_task_progress", "How far a running task says that it is, 0 to 1", labels=["id", "name"]
+        )
+        for task_id, name, fraction in progress:
+            told.add_metric([task_id, name], fraction)
         here = [
             _gauge("pysched_event_listeners", "Clients that listen at /events", listeners),
             _gauge("pysched_submissions_waiting", "Tasks that wait for the next commit", submissions_waiting),
+            told,
         ]
         return generate_latest(_Collected([*here, *_database(store)])) + generate_latest(self._own)
 

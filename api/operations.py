@@ -10,6 +10,7 @@ from fastapi import APIRouter, Request, Response
 from fastapi.responses import PlainTextResponse
 
 from pysched.api.context import Context, Shared
+from pysched.api.progress import fractions
 from pysched.api.schema import Health, QueueState, Stats, json_response, refusals
 from pysched.api.scopes import Scope, needs
 from pysched.errors import DatabaseDown, DatabaseReadOnly, StoreError
@@ -45,7 +46,10 @@ def stats(shared: Shared) -> Response:
 def metrics(shared: Shared) -> Response:
     """In Prometheus' text format; what the store cannot say now is left out, and `pysched_database_up` is 0."""
     text = shared.metrics.text(
-        shared.store, listeners=shared.feed.listeners, submissions_waiting=shared.acceptor.waiting
+        shared.store,
+        listeners=shared.feed.listeners,
+        submissions_waiting=shared.acceptor.waiting,
+        progress=fractions(shared),
     )
     return Response(text, media_type="text/plain; version=0.0.4; charset=utf-8")
 

@@ -71,6 +71,7 @@ class TaskView(BaseModel):
     result: Annotated[Any, Field(description="the JSON that the job left")]
     stdout: Annotated[str | None, Field(description="path on the node")]
     stderr: Annotated[str | None, Field(description="path on the node")]
+    progress: Annotated[Any, Field(description="what a running job wrote to the file PYSCHED_PROGRESS")]
 
 
 class TaskSummary(TaskView):
@@ -95,7 +96,6 @@ class Attempt(BaseModel):
 
 class TaskDetail(TaskView):
     attempts: list[Attempt]
-    progress: Annotated[Any, Field(description="what a running job wrote to the file PYSCHED_PROGRESS")]
     task: Annotated[Task, Field(description="as submitted, without id and defaults")]
 
 

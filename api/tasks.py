@@ -50,6 +50,8 @@ def list_tasks(
     A page may hold fewer tasks than `limit`, even none, while `next` is not null: a request looks at a bounded number.
     """
     rows, following = shared.store.page(selection, limit=limit, before=before)
+    for row in rows:
+        row["progress"] = progress_of(shared, row, row["attempts"])
     return json_response({"tasks": rows, "next": following})
 
 
@@ -112,7 +114,8 @@ async def get_task(
 
 def _detail(shared: Context, task_id: str) -> Row:
     task = shared.store.get(task_id)
-    return {**masked(task), "progress": progress_of(shared, task)}
+    attempts = task["attempts"]
+    return {**masked(task), "progress": progress_of(shared, task, attempts[-1]["attempt"] if attempts else 0)}
 
 
 @router.get(

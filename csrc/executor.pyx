@@ -22,6 +22,7 @@ import os
 import threading
 from concurrent.futures import BrokenExecutor
 from concurrent.futures import Executor as StandardExecutor
+from functools import partial
 
 cimport cython
 from cpython.pythread cimport (
@@ -39,7 +40,9 @@ from libc.stdint cimport int32_t, int64_t, uint8_t, uint64_t
 from native cimport CLOCK_BOOTTIME
 
 cdef enum:
+    WORKERS = 8
     THREADS_MAX = 100_000           # of one executor
+    PROCESSES_MAX = 10_000
     TURN_NS = 5_000_000             # CPython's own switch interval
 
 cdef str INITIALIZER_FAILED = "A thread initializer failed, the executor is not usable anymore"
@@ -92,6 +95,7 @@ cdef class Pool:
     cdef str prefix
     cdef object initializer
     cdef tuple initargs
+    cdef object crew                # makes the calls, in processes (pysched/processes.py); None: the threads do
 
     def __dealloc__(self):
         cdef int cls
@@ -247,6 +251,8 @@ def worker_main(Pool pool, Worker worker):
                 return
         pool.starting -= 1
         worker_loop(pool, worker)
+        if pool.crew is not None:
+            pool.crew.dismiss()
     finally:
         live_workers.pop(worker, None)
         future_end(worker.ended, FUTURE_RUNNING, FUTURE_FINISHED, None, None)
@@ -368,10 +374,15 @@ cdef class ExecutorState:
     def submit(self, fn, /, *args, **kwargs):
         cdef Future future = Future.__new__(Future)
         executor_check(self)
-        future.fn = fn
-        future.args = args
-        if kwargs:
-            future.kwargs = kwargs
+        if self.pool.crew is not None:
+            self.pool.crew.check()
+            future.fn = self.pool.crew.call
+            future.args = (fn, args, kwargs)
+        else:
+            future.fn = fn
+            future.args = args
+            if kwargs:
+                future.kwargs = kwargs
         pool_submit(self.pool, self.cls, self.rank, future)
         return future
 
@@ -413,21 +424,45 @@ cdef inline int executor_check(ExecutorState executor) except -1:
 @cython.no_gc_clear
 @cython.auto_pickle(False)
 cdef class Executor(ExecutorState, StandardExecutor):
-    """A `concurrent.futures.Executor` of up to `workers` threads that start as calls come, with priorities: `at()`."""
+    """A `concurrent.futures.Executor` of up to `workers` threads, or `processes`, that start as calls come, with
+    priorities: `at()`."""
 
-    def __init__(self, workers=8, *, thread_name_prefix="", initializer=None, initargs=()):
+    def __init__(self, workers=None, *, processes=None, thread_name_prefix="", initializer=None, initargs=()):
         cdef Pool pool = Pool.__new__(Pool)
         if self.pool is not None:
             raise RuntimeError("this executor is initialized already")
-        pool.limit = whole("workers", workers, 1, THREADS_MAX)
+        if processes is None:
+            pool.limit = whole("workers", WORKERS if workers is None else workers, 1, THREADS_MAX)
+        elif workers is None:
+            pool.limit = whole("processes", processes, 1, PROCESSES_MAX)
+        else:
+            raise TypeError("workers and processes: give one of them; workers are threads")
         if initializer is not None and not callable(initializer):
             raise TypeError("initializer must be a callable")
         pool.prefix = thread_name_prefix or f"Executor-{next_number()}"
-        pool.initializer = initializer
         pool.initargs = tuple(initargs)
+        if processes is None:
+            pool.initializer = initializer
+        else:
+            from pysched.processes import Crew  # with multiprocessing: not for those who want threads
+
+            pool.crew = Crew(initializer, pool.initargs)
         pool.workers = []
         pool.idle = []
         pool.growth = threading.RLock()
         pool.handles = 1
         self.cls = 1  # MED
         self.pool = pool
+
+    def map(self, fn, *iterables, chunksize=1, **keywords):
+        """As the standard one; `chunksize` calls go to a process at once, threads take each call by itself."""
+        executor_check(self)
+        if self.pool.crew is None:
+            return StandardExecutor.map(self, fn, *iterables, chunksize=chunksize, **keywords)
+        if chunksize < 1:
+            raise ValueError("chunksize must be >= 1.")
+        if chunksize == 1:
+            return StandardExecutor.map(self, fn, *iterables, **keywords)
+        from pysched.processes import map_in_chunks
+
+        return map_in_chunks(partial(StandardExecutor.map, self, **keywords), fn, iterables, chunksize)

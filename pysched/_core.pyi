@@ -387,20 +387,26 @@ class Future(concurrent.futures.Future[_T]):
     when something first asks for them."""
 
 class Executor(concurrent.futures.Executor):
-    """A `concurrent.futures.Executor` of up to `workers` (1 … 100,000) threads, which start as calls come.
+    """A `concurrent.futures.Executor` of up to `workers` (1 … 100,000; 8) threads, which start as calls come.
 
     Calls start by priority, then rank (larger first), then arrival; those of this object have `Priority.MED`, rank 0.
     `initializer(*initargs)` runs first in each thread; if it raises, what waits fails with `BrokenExecutor`, and so
     does submit().  shutdown() in one of the executor's own threads never waits.  Calls already accepted are made,
     whether the executor is shut down, dropped, or the interpreter exits.  In a child of `os.fork()` it is broken.
 
-    Raises `ValueError` for a number out of range, `TypeError` for an initializer that cannot be called.
+    With `processes` (1 … 10,000), in place of `workers`, the calls are made in that many processes: functions,
+    arguments and results are pickled, `initializer` runs first in each process.  A process that dies fails the call it
+    was making with `concurrent.futures.process.BrokenProcessPool` and no other; `pysched/processes.py` has the rest.
+
+    Raises `ValueError` for a number out of range, `TypeError` for an initializer that cannot be called and for both
+    `workers` and `processes`.
     """
 
     def __init__(
         self,
-        workers: int = 8,
+        workers: int | None = None,
         *,
+        processes: int | None = None,
         thread_name_prefix: str = "",
         initializer: Callable[..., object] | None = None,
         initargs: Iterable[Any] = (),

@@ -168,7 +168,25 @@ def why(task: Mapping[str, Any], now: datetime) -> str:
     if task["status"] == "scheduled" and task["due_at"] is not None:
         left = (units.moment(task["due_at"]) - now).total_seconds()
         return f"{'retry ' if task['failures'] else ''}in {units.duration(max(0.0, left))}"
-    return ""
+    return _progress(task.get("progress"))  # an older server says nothing
+
+
+def _progress(told: object) -> str:
+    """Of a running task: a share as per cent, and what else it says."""
+    if told is None:
+        return ""
+    if isinstance(told, dict) and "fraction" in told:
+        rest = ", ".join(f"{name} {_plainly(value)}" for name, value in told.items() if name != "fraction")
+        return f"{_plainly(told['fraction'], share=True)} {rest}".strip()
+    return _plainly(told, share=True)
+
+
+def _plainly(value: object, *, share: bool = False) -> str:
+    if isinstance(value, float | int) and not isinstance(value, bool):
+        if share and 0 <= value <= 1:
+            return f"{value:.0%}"
+        return f"{value:.4g}" if isinstance(value, float) else str(value)
+    return value if isinstance(value, str) else as_json(value)
 
 
 _Show = Callable[["TaskSummary", datetime], "Cell | str"]

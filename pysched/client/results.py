@@ -58,6 +58,7 @@ class _Task(TypedDict):
     result: Any
     stdout: str | None
     stderr: str | None
+    progress: Any  # of a running task that tells: JSON, or text
 
 
 class TaskSummary(_Task):
@@ -70,7 +71,6 @@ class TaskDetail(_Task):
     """A task by itself."""
 
     attempts: list[Attempt]
-    progress: Any  # of a running task that tells: JSON, or text
     task: dict[str, Any]  # as submitted, without id and defaults
 
 

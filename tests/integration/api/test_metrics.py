@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -41,6 +42,21 @@ def measured(api: Api) -> str:
         waits.record(ns)
     api.store.publish_latencies(api.worker.incarnation, latencies.dump({("wait", 0): waits, ("run", 2): Histogram()}))
     return str(api.worker.incarnation)
+
+
+def test_running_tasks_that_say_how_far_they_are(api: Api, tmp_path: Path) -> None:
+    said = {"0.25": 0.25, '{"fraction": 1}': 1.0, '{"fraction": 1.5}': None, "true": None, "half": None}
+    names = {api.submit(name=f"progress {n}"): text for n, text in enumerate(said)}
+    for task_id, text in names.items():
+        api.worker.start(task_id)
+        (tmp_path / task_id).write_text(text)
+    with api.served_with(log_files=lambda asked, _: SimpleNamespace(progress=str(tmp_path / asked))) as client:
+        found = samples(client.get("/metrics").text)
+    for n, (task_id, text) in enumerate(names.items()):
+        labels = (("id", task_id), ("name", f"progress {n}"))
+        assert found.get(("pysched_task_progress", labels)) == said[text]
+        api.worker.finish(task_id)
+    assert not [name for name, _ in read(api) if name == "pysched_task_progress"]
 
 
 def test_figures_are_true(api: Api, measured: str) -> None:

@@ -200,7 +200,10 @@ class TestLogs:
         with api.served_with(log_files=lambda *_: SimpleNamespace(progress=str(progress))) as client:
 
             def shown() -> object:
-                return client.get(f"/tasks/{task_id}").json()["progress"]
+                said = client.get(f"/tasks/{task_id}").json()["progress"]
+                (listed,) = client.get("/tasks", params={"id": task_id}).json()["tasks"]
+                assert listed["progress"] == said
+                return said
 
             progress.write_text("0.5")
             assert shown() is None  # it does not run yet

@@ -53,6 +53,24 @@ def drawn(screen: Screen, width: int = 100, height: int = 24) -> str:
     return "\n".join(lines)
 
 
+@pytest.mark.parametrize(
+    ("progress", "shown"),
+    [
+        (0.256, "26%"),
+        ({"fraction": 0.5, "epochs": 3, "loss": 0.123456, "stage": "warm"}, "50% epochs 3, loss 0.1235, stage warm"),
+        ("loading", "loading"),
+        ({"step": 7}, '{"step": 7}'),
+        ([1, 2], "[1, 2]"),
+        (12, "12"),
+        (True, "true"),
+    ],
+)
+def test_a_running_task_says_how_far_it_is(screen: Screen, progress: object, shown: str) -> None:
+    screen.take(stats(running=1), [node()], [task("a", progress=progress)], False, 10.0)
+    (line,) = [line for line in drawn(screen, 140).splitlines() if "name of a" in line]
+    assert line.rstrip().endswith(shown)
+
+
 def test_everything_is_on_it(screen: Screen) -> None:
     text = drawn(screen)
     for part in (
