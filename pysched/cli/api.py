@@ -16,12 +16,14 @@ from pysched.cli.lifeline import follow_parent
 @options.home
 @options.database
 @options.parent
-def command(parent_pid: int | None, **given: Any) -> None:
+@options.place
+def command(parent_pid: int | None, place: str | None, **given: Any) -> None:
     """Serve the HTTP API: accept tasks, show them, cancel them.  A node elsewhere runs them."""
     from pysched.api.security import check_exposure
     from pysched.api.server import serve
     from pysched.executors.files import LogFolder
     from pysched.home import Home
+    from pysched.listening import Place
     from pysched.node import database
     from pysched.store.store import Store
 
@@ -34,4 +36,5 @@ def command(parent_pid: int | None, **given: Any) -> None:
     follow_parent(parent_pid)
     with database(config) as url, Store(url) as store:
         store.migrate()
-        serve(store, config, log_files=LogFolder(home.logs).of)
+        kept = None if place is None else Place.from_text(place)
+        serve(store, config, log_files=LogFolder(home.logs).of, place=kept)
