@@ -13,7 +13,8 @@
     │   └── Unauthorized             … because the token is missing or wrong                  1
     ├── StoreError                   the store cannot do it                                   1
     │   ├── DatabaseUnreachable      … because PostgreSQL does not answer                     1
-    │   │   └── DatabaseDown         … and says so: nobody listens, or it starts or stops     1
+    │   │   ├── DatabaseDown         … and says so: nobody listens, or it starts or stops     1
+    │   │   └── DatabaseRefused      … for it does not let us in                              1
     │   ├── DatabaseReadOnly         … because PostgreSQL takes no writes now                 1
     │   └── EmbeddedError            … because the embedded server cannot run                 1
     └── NodeError                    a node cannot start or go on                             1
@@ -116,6 +117,10 @@ class DatabaseUnreachable(StoreError):
 
 class DatabaseDown(DatabaseUnreachable):
     """PostgreSQL is down: nobody listens at its address, or it is starting or stopping."""
+
+
+class DatabaseRefused(DatabaseUnreachable):
+    """PostgreSQL does not let us in: the role, its password, the database or pg_hba.conf is not right."""
 
 
 class DatabaseReadOnly(StoreError):

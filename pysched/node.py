@@ -60,6 +60,7 @@ from pysched.recorder.recorder import Deliverer, Recorder
 from pysched.recorder.spool import Spool
 from pysched.settings import Settings
 from pysched.store.embedded import EmbeddedServer
+from pysched.store.opening import opened
 from pysched.store.store import Store
 from pysched.task import Task
 
@@ -112,16 +113,17 @@ class Node:
         self._home.prepare()
         with ExitStack() as stack:
             stack.enter_context(self._home.owned())
-            with database(self._settings, keep=lambda: self._leaving) as url, Store(url) as store:
-                store.migrate()
-                self._build(store)
-                with self._crashes_stop_us():
-                    self._start(store)
-                    self._wanted.wait()
-                    if self._leaving:
-                        self._leave()
-                    else:
-                        self._stop(store)
+            url = stack.enter_context(database(self._settings, keep=lambda: self._leaving))
+            with opened(url, self._wanted.wait) as store:
+                if store is not None:
+                    self._build(store)
+                    with self._crashes_stop_us():
+                        self._start(store)
+                        self._wanted.wait()
+                        if self._leaving:
+                            self._leave()
+                        else:
+                            self._stop(store)
         if self._failure is not None:
             raise self._failure
         return HANDED_OVER if self._leaving else 0

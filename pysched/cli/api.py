@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from typing import Any
 
 import click
@@ -25,7 +26,7 @@ def command(parent_pid: int | None, place: str | None, **given: Any) -> None:
     from pysched.home import Home
     from pysched.listening import Place
     from pysched.node import database
-    from pysched.store.store import Store
+    from pysched.store.opening import opened
 
     logs.configure(debug=debugging())
     config = settings.load(**given)
@@ -34,7 +35,13 @@ def command(parent_pid: int | None, place: str | None, **given: Any) -> None:
     home = Home(config.home)
     home.prepare()
     follow_parent(parent_pid)
-    with database(config) as url, Store(url) as store:
-        store.migrate()
-        kept = None if place is None else Place.from_text(place)
-        serve(store, config, log_files=LogFolder(home.logs).of, place=kept)
+    with database(config) as url, opened(url, _wait) as store:
+        if store is not None:
+            kept = None if place is None else Place.from_text(place)
+            serve(store, config, log_files=LogFolder(home.logs).of, place=kept)
+
+
+def _wait(seconds: float) -> bool:
+    """Never gives up: a signal ends the process."""
+    time.sleep(seconds)
+    return False
