@@ -138,6 +138,10 @@ class NodeError(PyschedError):
 class HomeInUse(NodeError):
     """Another process owns the home folder."""
 
+    def __init__(self, message: str, *, owner: str) -> None:
+        super().__init__(message)
+        self.owner = owner  # as `the node with pid 7`
+
 
 class NodeSuperseded(NodeError):
     """A newer pysched has changed the database: to start this one again is of no use."""

@@ -32,12 +32,12 @@ def command(parent_pid: int | None, place: str | None, **given: Any) -> None:
     config = settings.load(**given)
     if config.no_auth:
         check_exposure(config.host, None, no_auth=True)  # before a database is started for nothing
+    kept = None if place is None else Place.from_text(place)
     home = Home(config.home)
     home.prepare()
     follow_parent(parent_pid)
     with database(config) as url, opened(url, _wait) as store:
         if store is not None:
-            kept = None if place is None else Place.from_text(place)
             serve(store, config, log_files=LogFolder(home.logs).of, place=kept)
 
 
