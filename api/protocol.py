@@ -6,6 +6,7 @@ uvicorn's own protocol, which reads the body no faster than it is asked for, bou
     head ── looked at every CHECK_S ──► 408 unless the body has come at BODY_RATE, but for a grace
     answered ── uvicorn's keep-alive time ──► closed unless another request has begun
     the client does not read what was written to it ── WRITE_S ──► dropped
+    the server stops, and nothing has come yet ── STOP_S ──► closed; a request in that time is answered
 
 A body that we ourselves do not read on, because too much waits for the database, is not the client's fault.
 
@@ -42,6 +43,7 @@ class Protocol(HttpToolsProtocol):
     grace_s = 30.0  # in which nothing of the body need have come
     body_rate = 1024  # bytes a second
     write_s = 60.0
+    stop_s = 0.5
 
     _too_large = False
     _head_bytes = 0
@@ -53,6 +55,7 @@ class Protocol(HttpToolsProtocol):
     _timer: asyncio.TimerHandle | None = None
     _rings_at = 0.0
     _write_timer: asyncio.TimerHandle | None = None
+    _stopping = False
     _default_head: tuple[list[tuple[bytes, bytes]], bytes] = ([], b"")
 
     # ── what the transport calls ──────────────────────────────────────────────────────────────────
@@ -80,6 +83,14 @@ class Protocol(HttpToolsProtocol):
             self._write_timer.cancel()
             self._write_timer = None
 
+    def shutdown(self) -> None:
+        """The server stops.  Of a new connection the first request may be on its way, or wait to be read."""
+        if self._begun == 0.0 and not self._stopping:
+            self._stopping = True
+            self._by(self.stop_s, self.shutdown)
+        else:
+            super().shutdown()
+
     # ── what the parser calls ─────────────────────────────────────────────────────────────────────
 
     def on_message_begin(self) -> None:
@@ -104,6 +115,8 @@ class Protocol(HttpToolsProtocol):
             super().on_headers_complete()
         else:
             self.cycle = submission  # type: ignore[assignment]
+        if self._stopping:
+            self.cycle.keep_alive = False
 
     def on_body(self, body: bytes) -> None:
         self._received += len(body)
@@ -133,8 +146,10 @@ class Protocol(HttpToolsProtocol):
 
     def begin_ordinary(self, body: bytes) -> None:
         """The request that has just come whole after all goes the way of all others."""
+        keep_alive = self.cycle.keep_alive
         self.cycle = None  # type: ignore[assignment]
         super().on_headers_complete()
+        self.cycle.keep_alive = keep_alive
         super().on_body(body)
         super().on_message_complete()
 

@@ -13,7 +13,8 @@
     │   └── Unauthorized             … because the token is missing or wrong                  1
     ├── StoreError                   the store cannot do it                                   1
     │   ├── DatabaseUnreachable      … because PostgreSQL does not answer                     1
-    │   │   └── DatabaseDown         … and says so: nobody listens, or it starts or stops     1
+    │   │   ├── DatabaseDown         … and says so: nobody listens, or it starts or stops     1
+    │   │   └── DatabaseRefused      … for it does not let us in                              1
     │   ├── DatabaseReadOnly         … because PostgreSQL takes no writes now                 1
     │   └── EmbeddedError            … because the embedded server cannot run                 1
     └── NodeError                    a node cannot start or go on                             1
@@ -118,6 +119,10 @@ class DatabaseDown(DatabaseUnreachable):
     """PostgreSQL is down: nobody listens at its address, or it is starting or stopping."""
 
 
+class DatabaseRefused(DatabaseUnreachable):
+    """PostgreSQL does not let us in: the role, its password, the database or pg_hba.conf is not right."""
+
+
 class DatabaseReadOnly(StoreError):
     """PostgreSQL takes no writes: it is a standby, or was set so."""
 
@@ -132,6 +137,10 @@ class NodeError(PyschedError):
 
 class HomeInUse(NodeError):
     """Another process owns the home folder."""
+
+    def __init__(self, message: str, *, owner: str) -> None:
+        super().__init__(message)
+        self.owner = owner  # as `the node with pid 7`
 
 
 class NodeSuperseded(NodeError):

@@ -15,8 +15,11 @@
                 ▼                 ▼
              give up           down ─back-off─► starting (which nothing but a stop ends any more: jobs depend on it)
 
+The API's listening socket stays here while there is no API, see `listening`.
+
 What a death of the guard leaves: node and API get TERM and drain; of jobs that were adopted nobody learns how they end,
-they are recorded as lost.  An exec is no death: pid, children, subreaper, lock and pipes stay.
+they are recorded as lost.  An exec is no death: pid, children, subreaper, lock, pipes and the socket stay; what the
+guard knows goes through its environment.
 
 It is one thread and imports neither psycopg nor pydantic, fastapi or numpy: what can go wrong here must be little,
 and what it weighs every node carries as well.
@@ -41,12 +44,12 @@ from typing import Any
 from pysched._core import AttemptTable
 from pysched.errors import NodeDefect, NodeError, NodeSuperseded
 from pysched.home import Home
+from pysched.listening import RELOAD, Keeper
 from pysched.supervisor import BACKOFF_S, QUICK_DEATHS, SCHEDULER, Child
 
 HANDED_OVER = 75  # exit code of a node whose jobs wait for the next one
 
-RELOAD = signal.SIGUSR2
-
+_STATE = "PYSCHED_GUARD_STATE"  # in the environment, over an exec
 _PR_SET_CHILD_SUBREAPER = 36  # prctl(2)
 _STOPS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 _SIGNALS = (*_STOPS, RELOAD, signal.SIGCHLD)
@@ -65,6 +68,12 @@ class State:
     ready: int  # eventfd: written by a node that serves
     served: bool = False  # some node was ready once
     crashed_ns: int | None = None  # CLOCK_BOOTTIME of the last node's end, if it ended by itself
+    listener: int | None = None  # descriptor: the API's socket …
+    address: str = ""  # … and what it was bound for
+
+    @property
+    def descriptors(self) -> list[int]:
+        return [each for each in (self.lock, self.bell, self.ready, self.listener) if each is not None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,19 +99,20 @@ class Link:
         os.eventfd_write(self.ready, 1)
 
 
-def guard(home: Home, names: Sequence[str], state: str | None) -> int:
-    """Run `scheduler NAME` for each of `names`, the node's `run` first; returns the exit code of the whole.
-
-    `state`: what the guard was before it exec'd itself into this one.
-    """
-    if state is None:
+def guard(home: Home, names: Sequence[str]) -> int:
+    """Run `scheduler NAME` for each of `names`, the node's `run` first; returns the exit code of the whole."""
+    before = os.environ.pop(_STATE, None)
+    if before is None:
         home.prepare()
         token = os.urandom(16)
         with home.guarded() as lock:
             AttemptTable.begin(str(home.attempts), token)
             bell, ready = (os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK) for _ in range(2))
             return Guard(home, names, State(token.hex(), lock, bell, ready)).run()
-    return Guard(home, names, State(**json.loads(state))).run()
+    state = State(**json.loads(before))
+    for descriptor in state.descriptors:
+        os.set_inheritable(descriptor, False)
+    return Guard(home, names, state).run()
 
 
 class Guard:
@@ -113,6 +123,7 @@ class Guard:
         self._children = [Child(name) for name in names]
         self._node = self._children[0]
         self._state = state
+        self._keeper = Keeper(state.listener, state.address)
         self._stops = 0  # how often a stop was asked for
         self._told_late = False  # the node hears of them once it is ready
         self._reloading = False
@@ -131,7 +142,9 @@ class Guard:
                 for child in self._children:
                     self._start(child)
                 while self._code is None or self._living():
-                    self._react(arrived(self._state.ready, self._patience_s()))
+                    channel = self._keeper.channel
+                    others = [self._state.ready, *([] if channel is None else [channel])]
+                    self._react(arrived(others, self._patience_s()))
             finally:
                 self._end_all()
         return self._code
@@ -147,8 +160,11 @@ class Guard:
         with contextlib.suppress(BlockingIOError):
             os.eventfd_read(self._state.ready)
             self._served()
+        self._keeper.take()
         self._collect()
         self._look_after(time.monotonic())
+        if self._stops or self._code is not None:
+            self._keeper.release()
 
     def _served(self) -> None:
         self._state.served = True
@@ -169,7 +185,7 @@ class Guard:
             self._reloading = True
             self._reload_ends = time.monotonic() + _API_GRACE_S
             for child in self._children[1:]:
-                child.tell(signal.SIGTERM)
+                child.tell(RELOAD)
 
     def _reload(self, now: float) -> None:
         """The API first: the node, which comes back, is then the last to leave the database, and lets it run."""
@@ -275,13 +291,14 @@ class Guard:
 
     def _start(self, child: Child) -> None:
         now, state = time.monotonic(), self._state
-        options, inherited = [], []
-        if child is self._node:
-            link = Link(bytes.fromhex(state.token), state.bell, state.ready, state.crashed_ns)
-            options, inherited = ["--guard", str(link)], [state.bell, state.ready]
-            self._oom_kills = _oom_kills()
         try:
-            child.start(now, options=options, inherited=inherited)
+            if child is self._node:
+                link = Link(bytes.fromhex(state.token), state.bell, state.ready, state.crashed_ns)
+                self._oom_kills = _oom_kills()
+                child.start(now, options=["--guard", str(link)], inherited=[state.bell, state.ready])
+            else:
+                with self._keeper.link() as (place, inherited):
+                    child.start(now, options=["--place", place], inherited=inherited)
         except OSError as error:  # the machine is short of processes or memory
             if not state.served:
                 raise
@@ -292,15 +309,16 @@ class Guard:
         """Become the code that is installed now.  If that cannot be run, go on with this one."""
         state = self._state
         blocked = signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)  # pending ones reach the new image
-        kept = (state.lock, state.bell, state.ready)
-        for descriptor in kept:
+        self._keeper.take()
+        state.listener, state.address = self._keeper.listener, self._keeper.address
+        for descriptor in state.descriptors:
             os.set_inheritable(descriptor, True)
-        arguments = [*_own_arguments(), "--guard-state", json.dumps(asdict(state))]
         try:
-            os.execv(sys.executable, [*SCHEDULER, *arguments])  # noqa: S606
+            environ = {**os.environ, _STATE: json.dumps(asdict(state))}
+            os.execve(sys.executable, [*SCHEDULER, *sys.argv[1:]], environ)  # noqa: S606
         except OSError as error:
             _log("the new version cannot be started, this one goes on", error=str(error))
-        for descriptor in kept:
+        for descriptor in state.descriptors:
             os.set_inheritable(descriptor, False)
         signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
         self._reloading = self._node_told = False
@@ -335,15 +353,6 @@ class Guard:
 def _public(code: int) -> int:
     """The exit code that a node's means to those outside."""
     return 1 if code < 0 or code in {NodeSuperseded.exit_code, NodeDefect.exit_code, HANDED_OVER} else code
-
-
-def _own_arguments() -> list[str]:
-    """As the user gave them, so that whoever lists processes finds them again."""
-    arguments = sys.argv[1:]
-    if "--guard-state" in arguments:
-        place = arguments.index("--guard-state")
-        del arguments[place : place + 2]
-    return arguments
 
 
 def _fail_for_good(child: Child, code: int) -> None:
@@ -396,8 +405,8 @@ def _signals() -> Iterator[_Arrived]:
 class _Arrived:
     reader: socket.socket
 
-    def __call__(self, other: int, timeout_s: float) -> bytes:
-        """Numbers of the signals that arrived, waiting at most `timeout_s` for the first, or until `other` is
+    def __call__(self, others: Sequence[int], timeout_s: float) -> bytes:
+        """Numbers of the signals that arrived, waiting at most `timeout_s` for the first, or until one of `others` is
         readable."""
-        ready, _, _ = select.select([self.reader.fileno(), other], [], [], timeout_s)
+        ready, _, _ = select.select([self.reader.fileno(), *others], [], [], timeout_s)
         return self.reader.recv(4096) if self.reader.fileno() in ready else b""

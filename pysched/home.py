@@ -105,7 +105,7 @@ class Home:
                 lock.seek(0)
                 other = lock.read().strip() or "another process"
                 raise HomeInUse(
-                    f"home {self.path} is in use by {other}; stop it, or choose another with --home"
+                    f"home {self.path} is in use by {other}; stop it, or choose another with --home", owner=other
                 ) from None
             lock.seek(0)
             lock.truncate()

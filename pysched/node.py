@@ -45,7 +45,7 @@ from pysched.engine.publisher import Publisher
 from pysched.engine.reaper import Reaper
 from pysched.engine.sweeper import Sweeper
 from pysched.engine.upkeep import Upkeep
-from pysched.errors import NodeDefect, NodeError, NodeSuperseded, PyschedError, StoreError
+from pysched.errors import HomeInUse, NodeDefect, NodeError, NodeSuperseded, PyschedError, StoreError
 from pysched.executors.files import LogFolder, take_result
 from pysched.executors.launch import Launcher, inherited
 from pysched.executors.zygote import Zygote
@@ -60,11 +60,13 @@ from pysched.recorder.recorder import Deliverer, Recorder
 from pysched.recorder.spool import Spool
 from pysched.settings import Settings
 from pysched.store.embedded import EmbeddedServer
+from pysched.store.opening import opened
 from pysched.store.store import Store
 from pysched.task import Task
 
 _ABANDONED_BATCH = 1_000
 _ROWS_AHEAD = 8_192  # of the table of attempts: ends that wait to be committed, beside two rows a worker
+_HOME_LOOK_S = 0.5  # whether a node that had the home is gone
 _KILL_GRACE_S = 5.0  # for jobs that a stopping node hands back
 _KILLED_S = 10.0  # a process that lives this long after KILL hangs in the kernel
 
@@ -111,20 +113,45 @@ class Node:
         threading.Thread(target=self._heed, name="signals", daemon=True).start()
         self._home.prepare()
         with ExitStack() as stack:
-            stack.enter_context(self._home.owned())
-            with database(self._settings, keep=lambda: self._leaving) as url, Store(url) as store:
-                store.migrate()
-                self._build(store)
-                with self._crashes_stop_us():
-                    self._start(store)
-                    self._wanted.wait()
-                    if self._leaving:
-                        self._leave()
-                    else:
-                        self._stop(store)
+            if self._own_home(stack):
+                url = stack.enter_context(database(self._settings, keep=lambda: self._leaving))
+                store = stack.enter_context(opened(url, self._wanted.wait))
+                if store is not None:
+                    self._serve(store)
         if self._failure is not None:
             raise self._failure
         return HANDED_OVER if self._leaving else 0
+
+    def _own_home(self, stack: ExitStack) -> bool:
+        """Hold the home within `stack`; False if told to stop before.
+
+        Our guard has it, so a node that has it, too, has lost its own, and drains: only its jobs' parent can tell how
+        they end, so they are waited for.
+        """
+        said = ""
+        while True:
+            try:
+                stack.enter_context(self._home.owned())
+            except HomeInUse as error:
+                if said != error.owner:
+                    said = error.owner
+                    self._log.warning(
+                        f"waiting for {said}, whose guard is gone: its jobs end first; TERM hands them back"
+                    )
+            else:
+                return True
+            if self._wanted.wait(_HOME_LOOK_S):
+                return False
+
+    def _serve(self, store: Store) -> None:
+        self._build(store)
+        with self._crashes_stop_us():
+            self._start(store)
+            self._wanted.wait()
+            if self._leaving:
+                self._leave()
+            else:
+                self._stop(store)
 
     def _build(self, store: Store) -> None:
         settings, home_id = self._settings, self._home.identity()

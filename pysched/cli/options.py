@@ -76,9 +76,7 @@ api = apply(
     click.option("--mirror", type=_FOLDER, help="Write each accepted task into this folder as a .task file, too."),
 )
 
-guard = apply(
-    click.option("--guard", hidden=True, help="Of a node: its guard."),
-    click.option("--guard-state", hidden=True, help="Of a guard: what it was before it loaded itself anew."),
-)
+guard = click.option("--guard", hidden=True, help="Of a node: its guard.")
+place = click.option("--place", hidden=True, help="Of an API: where its socket is kept.")
 
 parent = click.option("--parent-pid", type=int, hidden=True, help="Stop when this process ends.")

@@ -19,7 +19,7 @@ def command(home: str | None) -> None:
 
     Its process stays the same.  Nothing is claimed for a second or two; jobs that end meanwhile are recorded after it.
     """
-    from pysched.guard import RELOAD
+    from pysched.listening import RELOAD
 
     owner = Home(chosen_home(home))
     pid = owner.guard_pid()

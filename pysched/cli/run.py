@@ -20,16 +20,17 @@ from pysched.cli.lifeline import follow_parent
 @options.database
 @options.parent
 @options.guard
-def command(parent_pid: int | None, guard: str | None, guard_state: str | None, **given: Any) -> int:
+def command(parent_pid: int | None, guard: str | None, **given: Any) -> int:
     """Run a node: take in .task files and queued tasks, run them, write .done files.
 
     TERM or ^C drains: running jobs end first; a second one stops at once and hands them back.
     """
     if guard is None:
-        return guarding.keep(["run"], guard_state, given)
+        return guarding.keep(["run"], given)
 
     from pysched import logs, settings
-    from pysched.guard import RELOAD, Link
+    from pysched.guard import Link
+    from pysched.listening import RELOAD
     from pysched.node import Node
 
     logs.configure(debug=debugging())

@@ -14,10 +14,9 @@ from pysched.cli import guarding, options
 @options.api
 @options.home
 @options.database
-@options.guard
-def command(guard: str | None, guard_state: str | None, **given: Any) -> int:
+def command(**given: Any) -> int:
     """Run everything: PostgreSQL in the home folder, a node and the HTTP API.
 
     TERM or ^C drains: running jobs end first; a second one stops at once and hands them back.
     """
-    return guarding.keep(["run", "api"], guard_state, given)
+    return guarding.keep(["run", "api"], given)

@@ -14,7 +14,7 @@ import psycopg
 from psycopg.conninfo import conninfo_to_dict
 from psycopg_pool import ConnectionPool, PoolTimeout
 
-from pysched.errors import DatabaseDown, DatabaseReadOnly, DatabaseUnreachable, StoreError
+from pysched.errors import DatabaseDown, DatabaseReadOnly, DatabaseRefused, DatabaseUnreachable, StoreError
 from pysched.store.link import Link, Look
 
 Conn = psycopg.Connection[tuple[Any, ...]]
@@ -47,6 +47,8 @@ _LOOK = b"SELECT state = 'active' FROM pg_stat_activity WHERE pid = %(pid)s"
 _BRIEF_S = 0.5
 _PROBE_S = 2.0  # for the connection that looks what the server does, and then for its answer
 _REFUSALS = (os.strerror(errno.ECONNREFUSED), os.strerror(errno.ENOENT), "the database system is ")
+_NOT_NOW = ("too many", "connection slots are reserved", "terminating connection")  # what else is FATAL and passes
+_NOT_US = ("FATAL:", "no password supplied", "does not support SSL")
 
 
 class Raced(Exception):
@@ -256,7 +258,10 @@ def _kind(error: psycopg.Error, text: str) -> type[StoreError]:
     if not isinstance(error, psycopg.OperationalError):
         return StoreError
     if code is None:
-        return DatabaseDown if any(refusal in text for refusal in _REFUSALS) else DatabaseUnreachable
+        if any(refusal in text for refusal in _REFUSALS):
+            return DatabaseDown
+        passes = any(reason in text for reason in _NOT_NOW)
+        return DatabaseRefused if not passes and any(reason in text for reason in _NOT_US) else DatabaseUnreachable
     # connection, shutdown, too many clients
     return DatabaseUnreachable if code.startswith(("08", "57P")) or code == "53300" else StoreError
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import select
 import signal
 import subprocess
 import sys
@@ -161,6 +162,39 @@ def test_when_guard_and_node_die_together_the_attempt_is_lost(site: Site) -> Non
     assert site.leftovers() == []
 
 
+def test_a_new_guard_waits_for_the_jobs_of_one_that_was_killed(site: Site, gate: Path) -> None:
+    first = site.node(workers=1)
+    site.drop("job", {"command": f"read line < {gate}; exit 7", "max_retries": 0})
+    wait_until(lambda: states(site) == {"running": 1}, "the job to run")
+    orphan = node_pid(first)
+    first.popen.kill()
+    wait_until(lambda: "draining" in first.messages, "the node to drain")
+    site.drop("next", {"command": "true"})
+    second = site.start("run", "--queue", str(site.queue), "--completed", str(site.completed))
+    second.await_message(f"waiting for the node with pid {orphan}")
+    gate.write_text("go\n")
+    record = site.done("job")
+    assert (record["exit_code"], record["attempts"]) == (7, 1)
+    second.await_message(" ready ")
+    assert site.done("next")["status"] == "succeeded"
+    assert second.terminate() == 0
+
+
+def test_a_guard_that_waits_for_another_ones_node_can_be_stopped(site: Site, gate: Path) -> None:
+    first = site.node(workers=1)
+    site.drop("job", {"command": f"read line < {gate}"})
+    wait_until(lambda: states(site) == {"running": 1}, "the job to run")
+    orphan = os.pidfd_open(node_pid(first))
+    first.popen.kill()
+    second = site.start("run", "--queue", str(site.queue), "--completed", str(site.completed))
+    second.await_message("waiting for the node with pid")
+    assert second.terminate() == 0
+    gate.write_text("go\n")
+    assert site.done("job")["attempts"] == 1
+    wait_until(lambda: select.select([orphan], [], [], 0)[0], "the first node to end")
+    os.close(orphan)
+
+
 def test_an_attempt_that_was_adopted_and_then_lost_is_ended_before_its_retry(site: Site) -> None:
     first = site.node(workers=1)
     site.drop("job", {"command": "[ $PYSCHED_ATTEMPT = 2 ] || sleep 600", "retry_delay_s": 0})
@@ -188,8 +222,8 @@ def test_reload_loads_both_anew_and_jobs_do_not_notice(site: Site, gate: Path) -
     assert "handed over" in guard.messages
     assert node_pid(guard) != before
     words = Path(f"/proc/{guard.popen.pid}/cmdline").read_bytes().split(b"\0")
-    assert b"--guard-state" in words
     assert bytes(site.home) in words
+    assert words[-2] == bytes(site.completed)  # the last that was given: nothing is added
     site.drop("next", {"command": "true"})
     assert site.done("next")["attempts"] == 1
     gate.write_text("go\n")

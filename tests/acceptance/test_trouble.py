@@ -12,6 +12,7 @@ from typing import Any
 
 import psycopg
 import pytest
+from psycopg.conninfo import make_conninfo
 
 from pysched.client import Client
 from pysched.engine.lease import LEASE_S
@@ -378,3 +379,34 @@ def test_the_embedded_server_is_started_again(tmp_path: Path) -> None:
 
 def _postmaster_of(embedded: EmbeddedServer) -> int:
     return int((embedded._placement().data / "postmaster.pid").read_text().splitlines()[0])
+
+
+def test_what_starts_before_its_database_waits_for_it(shaky: Site, server: OwnServer) -> None:
+    server.stop()
+    folders = ["--queue", str(shaky.queue), "--completed", str(shaky.completed)]
+    up = shaky.start("up", "--port", "0", *folders)
+    wait_until(lambda: up.messages.count("waiting for the database") == 2, "node and API to say so")
+    assert len(up.children()) == 2
+    server.start()
+    up.await_message(" ready ")
+    wait_until((shaky.home / "api.json").exists, "the API to answer")
+    assert up.messages.count("the database answers") == 2
+    shaky.drop("job", {"command": "true"})
+    assert shaky.done("job")["status"] == "succeeded"
+    assert up.terminate() == 0
+
+
+def test_a_stop_ends_the_wait_for_the_database(shaky: Site, server: OwnServer) -> None:
+    server.stop()
+    node = shaky.start("run")
+    node.await_message("waiting for the database")
+    assert node.terminate() == 0
+
+
+def test_a_database_that_lets_nobody_in_is_not_waited_for(shaky: Site, server: OwnServer) -> None:
+    for wrong in (make_conninfo(server.url, password="s3cret"), make_conninfo(server.url, dbname="nothing")):
+        node = shaky.start("run", "--database", wrong)
+        assert node.popen.wait(60) == 1
+        assert node.messages.startswith("error: PostgreSQL at ")
+        assert node.messages.count("\n") == 1
+        assert "s3cret" not in node.messages

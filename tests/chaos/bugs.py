@@ -50,6 +50,7 @@ def _river_1302() -> None:
     has happened meanwhile: a job that has completed is overwritten, and runs again."""
     _alter(
         {
+            "standing": lambda text: _replace(text, _OVERDUE),
             "abandoned": lambda text: _replace(text, _OVERDUE),
             "finish": lambda text: _replace(text, _FENCE, _HOLDER, _UPSERT),
         }
@@ -62,6 +63,7 @@ def _solid_queue_589() -> None:
     finished when it finishes them.  (`SCHEMA_589` takes away the key that would not have it.)"""
     _alter(
         {
+            "standing": lambda text: _replace(text, _OVERDUE),
             "abandoned": lambda text: _replace(text, _OVERDUE),
             "finish": lambda text: _replace(text, _FENCE, _HOLDER),
         }

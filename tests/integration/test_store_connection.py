@@ -11,7 +11,7 @@ import psycopg
 import pytest
 from psycopg.conninfo import make_conninfo
 
-from pysched.errors import DatabaseUnreachable, StoreError
+from pysched.errors import DatabaseRefused, DatabaseUnreachable, StoreError
 from pysched.model import LISTENING, State
 from pysched.selection import EVERYTHING
 from pysched.store.store import Store
@@ -25,10 +25,11 @@ def silent_port() -> Iterator[int]:
         yield server.getsockname()[1]
 
 
-def unreachable(url: str, **options: float) -> str:
+def unreachable(url: str, *, refused: bool = False, **options: float) -> str:
     store = Store(url, **options)  # type: ignore[arg-type]
     with pytest.raises(DatabaseUnreachable) as caught:
         store.open()
+    assert isinstance(caught.value, DatabaseRefused) == refused  # it is of no use to try again
     text = str(caught.value)
     assert "\n" not in text
     assert "s3cret" not in text
@@ -52,10 +53,12 @@ class TestUnreachable:
         assert "timeout" in text
 
     def test_no_such_database(self, database_url: str) -> None:
-        assert "nothing_here" in unreachable(database_url.replace("/test_", "/nothing_here_"))
+        assert "nothing_here" in unreachable(database_url.replace("/test_", "/nothing_here_"), refused=True)
 
     def test_wrong_password(self, database_url: str) -> None:
-        assert "password authentication failed" in unreachable(make_conninfo(database_url, password="s3cret"))
+        text = unreachable(make_conninfo(database_url, password="s3cret"), refused=True)
+        assert "password authentication failed" in text
+        assert "no password supplied" in unreachable(make_conninfo(database_url, password=""), refused=True)
 
     @pytest.mark.parametrize(
         "url",

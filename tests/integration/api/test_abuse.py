@@ -5,9 +5,10 @@ from __future__ import annotations
 import json
 import select
 import socket
+import threading
 import time
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from pathlib import Path
 
 import psutil
@@ -176,3 +177,52 @@ class TestSlowClients:
                         assert time.monotonic() < deadline
                         channel.send(b"\r\n")
             assert http_client.get("/health").status_code == 200
+
+
+class TestStopping:
+    """What becomes of a connection that the server took just before it was told to stop."""
+
+    def stopped(self, api: Api, request: bytes) -> bytes:
+        """The answer to a request that comes then, until the end of the connection."""
+        with ExitStack() as server, ExitStack() as stack:
+            url = server.enter_context(running(create_app(api.store, api.settings, token=TOKEN)))
+            host, port = url.removeprefix("http://").split(":")
+            address = (host, int(port))
+            channel = stack.enter_context(socket.create_connection(address, timeout=DEADLINE_S))
+            with client(url) as http_client:
+                assert http_client.get("/health").status_code == 200  # taken later, so the other one was taken, too
+            stop = threading.Thread(target=server.pop_all().close)
+            stop.start()
+            deadline = time.monotonic() + DEADLINE_S
+            with suppress(ConnectionError):
+                while time.monotonic() < deadline:
+                    socket.create_connection(address, timeout=DEADLINE_S).close()
+            answer = b""
+            with suppress(ConnectionError):
+                channel.sendall(request)
+                while chunk := channel.recv(65536):
+                    answer += chunk
+            channel.close()
+            stop.join(DEADLINE_S)
+            assert not stop.is_alive()
+            return answer
+
+    @pytest.mark.parametrize(
+        ("line", "headers", "body", "expected"),
+        [
+            ("GET /health", "", b"", 200),
+            ("POST /submit", "Content-Type: application/json\r\nContent-Length: 12\r\n", b'{"name":"x"}', 201),
+            ("POST /submit", "Content-Type: application/json\r\nContent-Length: 12\r\n", b'{"nane":"x"}', 422),
+        ],
+    )
+    def test_a_request_on_its_way_is_answered(
+        self, api: Api, monkeypatch: pytest.MonkeyPatch, line: str, headers: str, body: bytes, expected: int
+    ) -> None:
+        monkeypatch.setattr(Protocol, "stop_s", DEADLINE_S)
+        answer = self.stopped(api, request_head(api, line, headers) + body)
+        assert status(answer) == expected
+        assert b"connection: close" in answer.lower()
+
+    def test_silence_is_closed(self, api: Api, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(Protocol, "stop_s", 0.01)
+        assert self.stopped(api, b"") == b""
