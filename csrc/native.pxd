@@ -81,6 +81,9 @@ cdef extern from "<thread>" namespace "std" nogil:
 cdef extern from "native.hpp" namespace "pysched":
     thread* start_thread(void (*entry)(void*) noexcept nogil, void* argument, const char* name) except +
 
+cdef extern from "native.hpp" namespace "pysched" nogil:
+    thread* try_thread(void (*entry)(void*) noexcept nogil, void* argument, const char* name)
+
 cdef extern from "<vector>" namespace "std" nogil:
     # std::vector as the lanes use it: running out of memory ends the process (an exception that leaves a thread)
     # instead of losing a ticket behind an "unraisable" message.
