@@ -1,5 +1,7 @@
 # Batches of small files without the GIL: what is written for completed tasks, what is read from the queue folder.
 #
+# Writing:
+#
 #     .NAME.tmp ─written─► all of the batch ─fsync, several at a time─► renamed to NAME ─► the folder fsynced, once
 #
 # A reader, or a crash, sees all of a file under its name or none of it.  After any failure the temporary names are gone
@@ -8,22 +10,33 @@
 import os
 
 from libc.errno cimport EINTR, ENOENT, errno
+from libc.signal cimport SIGURG
+from libc.stdint cimport int64_t, uint64_t
 from libcpp.atomic cimport atomic, memory_order_relaxed
 from posix.fcntl cimport O_CREAT, O_DIRECTORY, O_RDONLY, O_TRUNC, O_WRONLY, open as open_path
-from posix.unistd cimport close, fsync, write
+from posix.unistd cimport close, fsync, read, write
 
 from native cimport (
     AT_FDCWD,
     AT_SYMLINK_NOFOLLOW,
     F_OK,
+    F_RDLCK,
+    F_SETLEASE,
+    F_SETSIG,
     O_CLOEXEC,
     O_NOFOLLOW,
+    O_NONBLOCK,
     POSIX_FADV_DONTNEED,
     array,
+    S_ISREG,
     faccessat,
+    fcntl,
+    file_status,
     openat,
     posix_fadvise,
     renameat,
+    status_at,
+    status_of,
     thread,
     try_thread,
     unlinkat,
@@ -194,3 +207,109 @@ def is_missing(str path not None):
     # With the GIL: giving it up and taking it back costs more than a look into a folder in the cache.
     cdef bytes place = PyUnicode_EncodeFSDefault(path)
     return faccessat(AT_FDCWD, place, F_OK, AT_SYMLINK_NOFOLLOW) != 0 and errno == ENOENT
+
+
+# ---- the queue folder ------------------------------------------------------------------------------------------------
+#
+# Only what is plain is done here: a regular file, still the version that the scan saw, small, and with a read lease
+# granted, so that nobody has it open for writing, nor can before it is closed here.  All else is left to whoever asked.
+
+cdef struct SeenFile:
+    const char* name
+    uint64_t device
+    uint64_t inode
+    int64_t mtime_ns
+    int64_t size
+    size_t place        # of its content
+    bint done
+
+
+cdef inline bint is_same(const SeenFile* file, const file_status* status) noexcept nogil:
+    return (status.st_ino == file.inode and status.st_dev == file.device and status.st_size == file.size
+            and status.st_mtim.tv_sec * NS_PER_S + status.st_mtim.tv_nsec == file.mtime_ns)
+
+
+cdef bint file_read(int folder, const SeenFile* file, char* content) noexcept nogil:
+    """Whether `content` is what the file holds."""
+    cdef file_status status
+    cdef int descriptor = openat(folder, file.name, O_RDONLY | O_NOFOLLOW | O_NONBLOCK | O_CLOEXEC)
+    cdef bint good
+    if descriptor < 0:
+        return False
+    # The lease ends when the file is closed.  A writer who comes meanwhile waits for that; SIGURG, which is ignored by
+    # default, tells of it in the place of SIGIO, which is not.
+    good = (fcntl(descriptor, F_SETSIG, SIGURG) == 0 and fcntl(descriptor, F_SETLEASE, F_RDLCK) == 0
+            and status_of(descriptor, &status) == 0 and S_ISREG(status.st_mode) and is_same(file, &status)
+            and read(descriptor, content, <size_t> file.size) == file.size)
+    close(descriptor)
+    return good
+
+
+cdef void files_read(const char* path, array[SeenFile]* files, char* contents) noexcept nogil:
+    cdef int folder = open_path(path, O_RDONLY | O_DIRECTORY | O_CLOEXEC)
+    cdef size_t i
+    if folder < 0:
+        return
+    for i in range(files.size()):
+        if files[0][i].size > 0:
+            files[0][i].done = file_read(folder, &files[0][i], contents + files[0][i].place)
+    close(folder)
+
+
+cdef void files_remove(const char* path, array[SeenFile]* files) noexcept nogil:
+    cdef int folder = open_path(path, O_RDONLY | O_DIRECTORY | O_CLOEXEC)
+    cdef file_status status
+    cdef SeenFile* file
+    cdef size_t i
+    if folder < 0:
+        return
+    for i in range(files.size()):
+        file = &files[0][i]
+        file.done = (status_at(folder, file.name, &status, AT_SYMLINK_NOFOLLOW) == 0 and is_same(file, &status)
+                     and unlinkat(folder, file.name, 0) == 0)
+    close(folder)
+
+
+cdef size_t see_files(array[SeenFile]* seen, object files, list kept, int64_t most) except? 0:
+    """The files in C, their names kept by `kept`; how many bytes those of at most `most` take."""
+    cdef SeenFile file
+    cdef bytes text
+    cdef size_t total = 0
+    for name, file.device, file.inode, file.mtime_ns, file.size in files:
+        text = path_text("name", name)
+        kept.append(text)
+        file.name = text
+        if file.size > most:
+            file.size = 0
+        file.place = total
+        file.done = False
+        total += <size_t> file.size
+        seen.push_back(file)
+    return total
+
+
+def read_files(folder, files, limit):
+    cdef bytes path = path_text("folder", folder)
+    cdef const char* place = path
+    cdef array[SeenFile] seen
+    cdef array[char] contents
+    cdef list kept = []
+    cdef size_t i
+    contents.resize(see_files(&seen, files, kept, whole("limit", limit, 0, 2**20)))
+    with nogil:
+        files_read(place, &seen, contents.data())
+    return [
+        (contents.data() + seen[i].place)[:seen[i].size] if seen[i].done else None for i in range(seen.size())
+    ]
+
+
+def remove_files(folder, files):
+    cdef bytes path = path_text("folder", folder)
+    cdef const char* place = path
+    cdef array[SeenFile] seen
+    cdef list kept = []
+    cdef size_t i
+    see_files(&seen, files, kept, 2**62)
+    with nogil:
+        files_remove(place, &seen)
+    return [seen[i].done for i in range(seen.size())]
