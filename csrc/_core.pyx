@@ -54,7 +54,7 @@ include "strays.pyx"          # members of a tree that shed its mark
 include "lane.pyx"            # the threads: exploit, wait
 include "adoption.pyx"        # attempts of an earlier incarnation in a lane's hands
 include "mail.pyx"            # what they are told to do: letters and due timers
-include "files.pyx"           # batches of small files: `.done`
+include "files.pyx"           # batches of small files: `.done`, `.task`
 include "future.pyx"          # Future: concurrent.futures.Future on C fields
 include "executor.pyx"        # Executor: Python calls in Python threads, from the same buckets
 
@@ -62,7 +62,7 @@ __all__ = [
     "ALARM", "AttemptRow", "AttemptTable", "CAUSE_CANCEL", "CAUSE_LOG_LIMIT", "CAUSE_NONE", "CAUSE_SHUTDOWN",
     "CAUSE_TIMEOUT", "Core", "EXITED", "Event", "Executor", "Future", "Histogram", "Launch", "ROW_ENDED", "ROW_LOST",
     "ROW_NEVER_RAN", "ROW_RUNNING", "ROW_STARTING", "ReadyQueue", "SPAWN_FAILED", "STARTED", "WITHDRAWN",
-    "is_missing", "write_files",
+    "is_missing", "read_files", "remove_files", "write_files",
 ]
 
 cdef object MAX_WORKERS = 1_000_000

@@ -1,6 +1,8 @@
 # Batches of small files without the GIL: what is written for completed tasks, what is read from the queue folder.
 #
-#     .NAME.tmp ─written─► all of the batch ─fsync each─► renamed to NAME, each ─► the folder fsynced, once
+# Writing:
+#
+#     .NAME.tmp ─written─► all of the batch ─fsync, several at a time─► renamed to NAME ─► the folder fsynced, once
 #
 # A reader, or a crash, sees all of a file under its name or none of it.  After any failure the temporary names are gone
 # and what was renamed is complete; a later try makes new files, so no fsync is ever repeated on one that failed.
@@ -8,21 +10,35 @@
 import os
 
 from libc.errno cimport EINTR, ENOENT, errno
+from libc.signal cimport SIGURG
+from libc.stdint cimport int64_t, uint64_t
+from libcpp.atomic cimport atomic, memory_order_relaxed
 from posix.fcntl cimport O_CREAT, O_DIRECTORY, O_RDONLY, O_TRUNC, O_WRONLY, open as open_path
-from posix.unistd cimport close, fsync, write
+from posix.unistd cimport close, fsync, read, write
 
 from native cimport (
     AT_FDCWD,
     AT_SYMLINK_NOFOLLOW,
     F_OK,
+    F_RDLCK,
+    F_SETLEASE,
+    F_SETSIG,
     O_CLOEXEC,
     O_NOFOLLOW,
+    O_NONBLOCK,
     POSIX_FADV_DONTNEED,
     array,
+    S_ISREG,
     faccessat,
+    fcntl,
+    file_status,
     openat,
     posix_fadvise,
     renameat,
+    status_at,
+    status_of,
+    thread,
+    try_thread,
     unlinkat,
 )
 
@@ -31,6 +47,10 @@ cdef extern from "Python.h":
 
 cdef enum:
     OPEN_AT_ONCE = 128
+    SYNC_HELPERS = 7
+    FILES_A_HELPER = 4  # for fewer a thread is not worth while
+
+ctypedef thread* ThreadPtr
 
 cdef struct NewFile:
     const char* temporary
@@ -38,6 +58,13 @@ cdef struct NewFile:
     const char* data
     size_t size
     int descriptor
+    int error           # of its fsync
+
+
+cdef cppclass Syncing:  # shared by the threads that sync a batch
+    NewFile* files
+    size_t count
+    atomic[size_t] next
 
 
 cdef int file_write(int folder, NewFile* file) noexcept nogil:
@@ -57,25 +84,53 @@ cdef int file_write(int folder, NewFile* file) noexcept nogil:
     return 0
 
 
-cdef int files_sync(int folder, NewFile* files, size_t count, size_t* failed) noexcept nogil:
-    """Write `count` files and wait until they are on the disk; 0, or errno and which one."""
+cdef void files_sync_some(void* argument) noexcept nogil:
+    cdef Syncing* syncing = <Syncing*> argument
     cdef size_t i
+    while True:
+        # relaxed: it only deals out the files; starting a thread and joining it order all else.
+        i = syncing.next.fetch_add(1, memory_order_relaxed)
+        if i >= syncing.count:
+            return
+        if fsync(syncing.files[i].descriptor) != 0:
+            syncing.files[i].error = errno
+
+
+cdef void files_sync(NewFile* files, size_t count) noexcept nogil:
+    """Wait for all that is written, by several threads: each fsync has the disk's own cache flushed, and flushes that
+    are wanted at the same time become one."""
+    cdef Syncing syncing
+    cdef array[ThreadPtr] helpers
+    cdef size_t i, _, wanted = min(<size_t> SYNC_HELPERS, count // FILES_A_HELPER)
+    syncing.files = files
+    syncing.count = count
+    syncing.next.store(0, memory_order_relaxed)
+    for _ in range(wanted):
+        helpers.push_back(try_thread(files_sync_some, &syncing, b"pysched-fsync"))
+    files_sync_some(&syncing)
+    for i in range(wanted):
+        if helpers[i] != NULL:
+            helpers[i].join()
+            del helpers[i]
+
+
+cdef int files_put(int folder, NewFile* files, size_t count, size_t* failed) noexcept nogil:
+    """Write `count` files and wait until they are on the disk; 0, or errno and which one."""
+    cdef size_t i, opened = 0
     cdef int error = 0
-    for i in range(count):
-        files[i].descriptor = -1
-    for i in range(count):
-        failed[0] = i
-        error = file_write(folder, &files[i])
-        if error:
-            break
+    while opened < count and error == 0:
+        failed[0] = opened
+        error = file_write(folder, &files[opened])
+        opened += files[opened].descriptor >= 0
+    if error == 0:
         # All begin to go to the disk before the first is waited for: one commit of the journal serves many.
-        posix_fadvise(files[i].descriptor, 0, 0, POSIX_FADV_DONTNEED)
-    for i in range(count):
-        if files[i].descriptor < 0:
-            break
-        if error == 0 and fsync(files[i].descriptor) != 0:
+        for i in range(count):
+            posix_fadvise(files[i].descriptor, 0, 0, POSIX_FADV_DONTNEED)
+        files_sync(files, count)
+    for i in range(opened):
+        if error == 0 and files[i].error:
             failed[0] = i
-            error = errno
+            error = files[i].error
         close(files[i].descriptor)
     return error
 
@@ -83,7 +138,7 @@ cdef int files_sync(int folder, NewFile* files, size_t count, size_t* failed) no
 cdef int files_publish(int folder, NewFile* files, size_t count, size_t* failed) noexcept nogil:
     """All `count` files, or errno and which one could not be."""
     cdef size_t i
-    cdef int error = files_sync(folder, files, count, failed)
+    cdef int error = files_put(folder, files, count, failed)
     if error == 0:
         for i in range(count):
             if renameat(folder, files[i].temporary, folder, files[i].name) != 0:
@@ -139,6 +194,7 @@ def write_files(folder, files):
         new.data = data
         new.size = <size_t> len(data)
         new.descriptor = -1
+        new.error = 0
         batch.push_back(new)
     with nogil:
         error = files_write(place, &batch, &failed)
@@ -151,3 +207,109 @@ def is_missing(str path not None):
     # With the GIL: giving it up and taking it back costs more than a look into a folder in the cache.
     cdef bytes place = PyUnicode_EncodeFSDefault(path)
     return faccessat(AT_FDCWD, place, F_OK, AT_SYMLINK_NOFOLLOW) != 0 and errno == ENOENT
+
+
+# ---- the queue folder ------------------------------------------------------------------------------------------------
+#
+# Only what is plain is done here: a regular file, still the version that the scan saw, small, and with a read lease
+# granted, so that nobody has it open for writing, nor can before it is closed here.  All else is left to whoever asked.
+
+cdef struct SeenFile:
+    const char* name
+    uint64_t device
+    uint64_t inode
+    int64_t mtime_ns
+    int64_t size
+    size_t place        # of its content
+    bint done
+
+
+cdef inline bint is_same(const SeenFile* file, const file_status* status) noexcept nogil:
+    return (status.st_ino == file.inode and status.st_dev == file.device and status.st_size == file.size
+            and status.st_mtim.tv_sec * NS_PER_S + status.st_mtim.tv_nsec == file.mtime_ns)
+
+
+cdef bint file_read(int folder, const SeenFile* file, char* content) noexcept nogil:
+    """Whether `content` is what the file holds."""
+    cdef file_status status
+    cdef int descriptor = openat(folder, file.name, O_RDONLY | O_NOFOLLOW | O_NONBLOCK | O_CLOEXEC)
+    cdef bint good
+    if descriptor < 0:
+        return False
+    # The lease ends when the file is closed.  A writer who comes meanwhile waits for that; SIGURG, which is ignored by
+    # default, tells of it in the place of SIGIO, which is not.
+    good = (fcntl(descriptor, F_SETSIG, SIGURG) == 0 and fcntl(descriptor, F_SETLEASE, F_RDLCK) == 0
+            and status_of(descriptor, &status) == 0 and S_ISREG(status.st_mode) and is_same(file, &status)
+            and read(descriptor, content, <size_t> file.size) == file.size)
+    close(descriptor)
+    return good
+
+
+cdef void files_read(const char* path, array[SeenFile]* files, char* contents) noexcept nogil:
+    cdef int folder = open_path(path, O_RDONLY | O_DIRECTORY | O_CLOEXEC)
+    cdef size_t i
+    if folder < 0:
+        return
+    for i in range(files.size()):
+        if files[0][i].size > 0:
+            files[0][i].done = file_read(folder, &files[0][i], contents + files[0][i].place)
+    close(folder)
+
+
+cdef void files_remove(const char* path, array[SeenFile]* files) noexcept nogil:
+    cdef int folder = open_path(path, O_RDONLY | O_DIRECTORY | O_CLOEXEC)
+    cdef file_status status
+    cdef SeenFile* file
+    cdef size_t i
+    if folder < 0:
+        return
+    for i in range(files.size()):
+        file = &files[0][i]
+        file.done = (status_at(folder, file.name, &status, AT_SYMLINK_NOFOLLOW) == 0 and is_same(file, &status)
+                     and unlinkat(folder, file.name, 0) == 0)
+    close(folder)
+
+
+cdef size_t see_files(array[SeenFile]* seen, object files, list kept, int64_t most) except? 0:
+    """The files in C, their names kept by `kept`; how many bytes those of at most `most` take."""
+    cdef SeenFile file
+    cdef bytes text
+    cdef size_t total = 0
+    for name, file.device, file.inode, file.mtime_ns, file.size in files:
+        text = path_text("name", name)
+        kept.append(text)
+        file.name = text
+        if file.size > most:
+            file.size = 0
+        file.place = total
+        file.done = False
+        total += <size_t> file.size
+        seen.push_back(file)
+    return total
+
+
+def read_files(folder, files, limit):
+    cdef bytes path = path_text("folder", folder)
+    cdef const char* place = path
+    cdef array[SeenFile] seen
+    cdef array[char] contents
+    cdef list kept = []
+    cdef size_t i
+    contents.resize(see_files(&seen, files, kept, whole("limit", limit, 0, 2**20)))
+    with nogil:
+        files_read(place, &seen, contents.data())
+    return [
+        (contents.data() + seen[i].place)[:seen[i].size] if seen[i].done else None for i in range(seen.size())
+    ]
+
+
+def remove_files(folder, files):
+    cdef bytes path = path_text("folder", folder)
+    cdef const char* place = path
+    cdef array[SeenFile] seen
+    cdef list kept = []
+    cdef size_t i
+    see_files(&seen, files, kept, 2**62)
+    with nogil:
+        files_remove(place, &seen)
+    return [seen[i].done for i in range(seen.size())]

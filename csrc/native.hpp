@@ -89,6 +89,15 @@ inline std::thread *start_thread(void (*entry)(void *), void *argument, const ch
     return thread;
 }
 
+// The same for whoever can do without it; nullptr: there is none to be had.
+inline std::thread *try_thread(void (*entry)(void *), void *argument, const char *name) noexcept {
+    try {
+        return start_thread(entry, argument, name);
+    } catch (...) {
+        return nullptr;
+    }
+}
+
 // ---- the vfork-style child --------------------------------------------------------------------------------------
 
 enum Step : std::uint8_t {

@@ -81,6 +81,9 @@ cdef extern from "<thread>" namespace "std" nogil:
 cdef extern from "native.hpp" namespace "pysched":
     thread* start_thread(void (*entry)(void*) noexcept nogil, void* argument, const char* name) except +
 
+cdef extern from "native.hpp" namespace "pysched" nogil:
+    thread* try_thread(void (*entry)(void*) noexcept nogil, void* argument, const char* name)
+
 cdef extern from "<vector>" namespace "std" nogil:
     # std::vector as the lanes use it: running out of memory ends the process (an exception that leaves a thread)
     # instead of losing a ticket behind an "unraisable" message.
@@ -176,7 +179,13 @@ cdef extern from "<fcntl.h>" nogil:
     enum:
         AT_FDCWD
         AT_SYMLINK_NOFOLLOW
+        F_RDLCK
+        F_SETLEASE
+        F_SETSIG
+        O_NONBLOCK
         POSIX_FADV_DONTNEED
+
+    int fcntl(int fd, int command, ...)
 
     int openat(int folder, const char* path, int flags, ...)
     int posix_fadvise(int fd, int64_t offset, int64_t length, int advice)
@@ -187,6 +196,18 @@ cdef extern from "<unistd.h>" nogil:
 
     int faccessat(int folder, const char* path, int mode, int flags)
     int unlinkat(int folder, const char* path, int flags)
+
+cdef extern from "<sys/stat.h>" nogil:
+    ctypedef struct file_status "struct stat":
+        uint64_t st_dev
+        uint64_t st_ino
+        uint32_t st_mode
+        int64_t st_size
+        timespec st_mtim
+
+    bint S_ISREG(uint32_t mode)
+    int status_of "fstat"(int fd, file_status* status)
+    int status_at "fstatat"(int folder, const char* path, file_status* status, int flags)
 
 cdef extern from "<stdio.h>" nogil:
     int renameat(int old_folder, const char* old_path, int new_folder, const char* new_path)

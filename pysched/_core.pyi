@@ -35,6 +35,8 @@ __all__ = [
     "Launch",
     "ReadyQueue",
     "is_missing",
+    "read_files",
+    "remove_files",
     "write_files",
 ]
 
@@ -425,3 +427,14 @@ def write_files(folder: str | os.PathLike[str], files: Iterable[tuple[str | byte
 def is_missing(path: str) -> bool:
     """Whether there is nothing at `path`, not even a dangling link; False if that cannot be told.  A third of the price
     of an exception that says it."""
+
+def read_files(
+    folder: str | os.PathLike[str], files: Sequence[tuple[str, int, int, int, int]], limit: int
+) -> list[bytes | None]:
+    """The contents of the files (name, device, inode, mtime in ns, size) in `folder`, without the GIL; None for each
+    that is not plainly to be had: gone, another version, no regular file, empty, longer than `limit` (≤1 MiB), refused,
+    or perhaps being written."""
+
+def remove_files(folder: str | os.PathLike[str], files: Sequence[tuple[str, int, int, int, int]]) -> list[bool]:
+    """Remove the files (as above) from `folder`, without the GIL; False for each that is gone, another version, or
+    cannot be removed."""

@@ -10,24 +10,26 @@ import shutil
 import signal
 import stat
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
+from pysched._core import read_files, remove_files
 from pysched.errors import Problem, TaskError
 from pysched.intake.taskfile import FILE_BYTES
 
 SUFFIX = ".task"
 SCAN_MAX = 10_000  # entries looked at in one scan: bounds memory however full the folder is
 QUIET_S = 0.25  # where the kernel cannot tell whether a writer has a file open, it must rest this long
+_AT_ONCE_BYTES = 16 * 1024  # files up to this length are read many at a time
 _PAUSE_S = (1.0, 300.0)  # first and longest, before a file that could not be handled is tried again
 # Says nothing of the file: whoever gives it up for that loses a good task.
 _PASSING = {errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.EINTR}
 _F_SETSIG = 10  # fcntl(2); not in Python's fcntl module
 
 
-@dataclass(frozen=True, slots=True)
-class Found:
+class Found(NamedTuple):
     """A file seen by a scan; the last four tell one version of a name from the next."""
 
     name: str
@@ -87,6 +89,14 @@ class QueueFolder:
             self.prepare()
         found.sort(key=lambda file: (file.mtime_ns, file.name))
         return found
+
+    def read_plain(self, files: Sequence[Found]) -> list[bytes | None]:
+        """The content of each that there is nothing to say about; for the others (None) ask `read`."""
+        return read_files(self.path, files, _AT_ONCE_BYTES)
+
+    def remove_plain(self, files: Sequence[Found]) -> list[bool]:
+        """Remove them; for those that stay (False) ask `remove`."""
+        return remove_files(self.path, files)
 
     def read(self, file: Found) -> bytes | None:
         """The content, or None for a file that is gone or still changes; `TaskError` if it can never be read.

@@ -85,9 +85,10 @@ class Intake:
             return 0
         parsed: list[tuple[Found, Task]] = []
         done = 0
-        for file in files:
+        for file, data in zip(files, self._folder.read_plain(files), strict=True):
             try:
-                data = self._folder.read(file)
+                if data is None:
+                    data = self._folder.read(file)
                 if data is not None:
                     parsed.append((file, parse_task_file(file.stem, data)))
             except TaskError as error:
@@ -96,8 +97,14 @@ class Intake:
                 self._log.error("a file cannot be read now, it waits", file=file.name, error=str(error))
         if parsed:
             verdicts = self._accept([task for _, task in parsed])
+            accepted: list[Found] = []
             for (file, _), verdict in zip(parsed, verdicts, strict=True):
-                done += self._reject(file, verdict) if isinstance(verdict, PyschedError) else self._remove(file)
+                if isinstance(verdict, PyschedError):
+                    done += self._reject(file, verdict)
+                else:
+                    accepted.append(file)
+            for file, removed in zip(accepted, self._folder.remove_plain(accepted), strict=True):
+                done += 1 if removed else self._remove(file)
         return done
 
     def _remove(self, file: Found) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 import re
@@ -12,6 +13,7 @@ from pysched.model import is_valid_id
 from pysched.task import FIELDS, Task, parse_task
 
 FILE_BYTES = 1024 * 1024
+_KEPT_BYTES = 4_096  # a longer file is seldom like another
 _IGNORED = frozenset({"attempts", "created_at_ms"})  # fields of the seed's files
 _TEXT_FIELDS = frozenset({"id", "name", "type", "priority", "entrypoint", "cwd"})  # the others hold JSON
 
@@ -21,13 +23,29 @@ def parse_task_file(stem: str, data: bytes) -> Task:
 
     Without a field `id` the id derives from the file's name: the name itself where it is a valid id.
     """
+    if len(data) <= _KEPT_BYTES:
+        task = _parsed(data)
+        if task.id is not None:
+            return task
+        if not task.after:  # which may not name the task itself
+            return task.model_copy(update={"id": id_from_stem(stem)})
+    return _parse(data, stem)
+
+
+@functools.lru_cache(maxsize=64)
+def _parsed(data: bytes) -> Task:
+    """Without an id if `data` has none: files are often alike but for their names."""
+    return _parse(data, None)
+
+
+def _parse(data: bytes, stem: str | None) -> Task:
     text = _decode(data)
     if text.lstrip()[:1] in {"{", "["}:
         fields, lines = _read_json(text)
     else:
         fields, lines = _read_lines(text)
     fields = {name: value for name, value in fields.items() if name not in _IGNORED}
-    if fields.get("id") is None:
+    if fields.get("id") is None and stem is not None:
         fields["id"] = id_from_stem(stem)
     try:
         return parse_task(fields)

@@ -186,3 +186,46 @@ def test_files_that_cannot_be_removed_take_no_place_of_others(
 
 def _refuse(*_: object) -> None:
     raise PermissionError
+
+
+def test_plain_files_are_read_and_removed_many_at_a_time(folder: QueueFolder) -> None:
+    for number in range(300):
+        drop(folder, f"{number}.task", b"%d" % number * 5)
+    files = folder.scan()
+    assert folder.read_plain(files) == [file.stem.encode() * 5 for file in files]
+    assert folder.remove_plain(files) == [True] * 300
+    assert os.listdir(folder.path) == []
+    assert folder.read_plain(files) == [None] * 300
+    assert folder.remove_plain(files) == [False] * 300
+
+
+def test_what_is_not_plain_is_left_to_be_looked_at_alone(folder: QueueFolder, tmp_path: Path) -> None:
+    drop(folder, "plain.task", b"plain")
+    drop(folder, "empty.task", b"")
+    drop(folder, "long.task", b"x" * 16_385)
+    drop(folder, "longest.task", b"y" * 16_384)
+    changed = drop(folder, "changed.task", b"one")
+    (tmp_path / "secret").write_bytes(b"secret")
+    (folder.path / "link.task").symlink_to(tmp_path / "secret")
+    os.mkfifo(folder.path / "pipe.task")
+    (folder.path / "folder.task").mkdir()
+    with (folder.path / "open.task").open("wb") as writer:
+        writer.write(b"half")
+        writer.flush()
+        files = {file.name: file for file in folder.scan()}
+        changed.write_bytes(b"two")
+        os.utime(changed, ns=(0, 0))
+        found = dict(zip(files, folder.read_plain(list(files.values())), strict=True))
+    assert {name: data for name, data in found.items() if data is not None} == {
+        "plain.task": b"plain",
+        "longest.task": b"y" * 16_384,
+    }
+    assert folder.remove_plain([files["changed.task"], files["folder.task"]]) == [False, False]
+    assert changed.read_bytes() == b"two"
+
+
+def test_a_read_leaves_no_lease_behind(folder: QueueFolder) -> None:
+    path = drop(folder, "x.task", b"one")
+    assert folder.read_plain(folder.scan()) == [b"one"]
+    descriptor = os.open(path, os.O_WRONLY | os.O_NONBLOCK)  # EWOULDBLOCK under a lease
+    os.close(descriptor)

@@ -120,3 +120,16 @@ def test_any_bytes_are_a_task_or_an_error(data: bytes) -> None:
     except TaskError as error:
         outcome = str(error)
     assert isinstance(outcome, Task) or "\n" not in outcome
+
+
+def test_files_that_are_alike_give_tasks_that_differ_by_name_alone() -> None:
+    one, other = parse_task_file("one", b"command: true\nrank: 3"), parse_task_file("other", b"command: true\nrank: 3")
+    assert (one.id, other.id) == ("one", "other")
+    assert one.model_copy(update={"id": "other"}) == other
+    assert parse_task_file("one", b"id: own") == parse_task_file("other", b"id: own")
+
+
+def test_a_file_may_not_name_itself_even_if_it_is_like_another() -> None:
+    assert parse_task_file("one", b'after: ["other"]').after == ["other"]
+    with pytest.raises(TaskError, match="after names the task itself"):
+        parse_task_file("other", b'after: ["other"]')
