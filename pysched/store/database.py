@@ -109,11 +109,15 @@ class Database:
         return self._on_a_socket
 
     def _configure(self, link: Link) -> None:
+        limit_s = link.limit_s
+        if limit_s is None:  # nothing holds this statement up, and there is no number yet to look by
+            link.limit_s = self._options["connect_timeout"]
         try:
             *_, (pid,) = link.execute(_SESSION)
         except BaseException:
             link.close()
             raise
+        link.limit_s = limit_s
         link.look = self._look
         link.server_pid = int(pid)
 

@@ -79,6 +79,21 @@ def test_a_wait_that_began_before_the_silence_ends_too(store: Store, far: Store,
         assert "does not answer" in str(error_of(errors, waiting))
 
 
+def test_a_server_that_falls_silent_while_a_session_begins_is_noticed(proxy: Proxy) -> None:
+    """It has let us in, and does not answer the first statement."""
+    proxy.lose_answer_to(b"pg_backend_pid")
+    far = Store(proxy.url, connect_timeout_s=5)
+    errors: list[StoreError] = []
+
+    def open_it() -> None:
+        try:
+            far.open()
+        except DatabaseUnreachable as error:
+            errors.append(error)
+
+    assert error_of(errors, begin(open_it))
+
+
 def test_an_answer_that_was_lost_is_noticed_though_the_server_lives(store: Store, far: Store, proxy: Proxy) -> None:
     accept(store, task("a"))
     node = Node(far)
