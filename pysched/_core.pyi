@@ -76,6 +76,8 @@ class Launch:
                  the same for whoever must find what is left of the attempt; 0: the core makes one
     warm         forked by the zygote (Core.meet_zygote) instead of executed: argv says what it calls, candidates are
                  not looked at
+    cpus, memory, gpus  what it holds while it runs: thousandths of a processor, bytes, thousandths of a GPU (of one up
+                 to 1000, else whole ones); 0: nothing.  It gets CUDA_VISIBLE_DEVICES for its GPUs.
 
     Raises `ValueError` (names the field) for a NUL byte, an empty argv, candidates or path, a number out of range,
     and `TypeError` for anything that is not of the annotated type.
@@ -100,6 +102,9 @@ class Launch:
         mark: int = 0,
         token: int = 0,
         warm: bool = False,
+        cpus: int = 0,
+        memory: int = 0,
+        gpus: int = 0,
     ) -> None: ...
     @property
     def handle(self) -> int: ...
@@ -133,6 +138,12 @@ class Launch:
     def token(self) -> int: ...
     @property
     def warm(self) -> bool: ...
+    @property
+    def cpus(self) -> int: ...
+    @property
+    def memory(self) -> int: ...
+    @property
+    def gpus(self) -> int: ...
 
 @final
 class Event:
@@ -280,6 +291,9 @@ class Core:
                     kept, and a line that says so
     log_limit_ends  such an attempt is ended, too
     table           where each attempt with a token gets a row; the caller releases it, when its end is durable
+    cpus, memory    what attempts may hold at a time: thousandths of a processor, bytes; None: more than anybody asks
+                    for
+    gpus            names of up to 64 GPUs, as CUDA_VISIBLE_DEVICES takes them
     guard_bell      eventfd that the guard, this process's parent, writes to after it has written ends into the table
     """
 
@@ -294,9 +308,16 @@ class Core:
         log_limit_ends: bool = False,
         table: AttemptTable | None = None,
         guard_bell: int | None = None,
+        cpus: int | None = None,
+        memory: int | None = None,
+        gpus: Sequence[bytes] = (),
     ) -> None: ...
     def submit(self, launches: Sequence[Launch]) -> None:
-        """Queue all or, on `ValueError` (a handle is in use) or `RuntimeError` (closed), none."""
+        """Queue all or, on `ValueError` (a handle is in use, or more is asked for than this Core has) or `RuntimeError`
+        (closed), none.
+
+        An attempt that comes to its turn when what it asks for is not free waits for it; the others go on, but only
+        such as leave it able to start once what ran before has ended (`csrc/admission.pyx`)."""
     def adopt(self, launch: Launch) -> bool:
         """Go on with an attempt whose row (`launch.token`) says that it runs: STARTED, then EXITED as of one's own, by
         the times, the timeout and the begun end of its row, and at the cost of a worker.  The process must be a child
@@ -333,6 +354,9 @@ class Core:
         included), and how long they ran.  Reading stops no lane; `since` gives what came between two readings."""
     def depths(self) -> tuple[int, int, int]:
         """Waiting attempts by priority (HIGH, MED, LOW)."""
+    def resources(self) -> tuple[int, int, int, int]:
+        """What a further attempt could hold at once (cpus, memory, gpus), without keeping those from starting that run
+        and wait already (below 0: these want more than there is); and how many wait that ask for something."""
     @property
     def running(self) -> int: ...
     @property

@@ -101,7 +101,7 @@ def _live(conn: Conn) -> _Live:
 def _by_place(rows: Iterable[tuple[Any, ...]]) -> _Live:
     counts: _Live = {place: Counter() for place in (*_PLACES, "claimed queued", "claimed running")}
     for place, priority, count in rows:
-        counts[place][priority] = count
+        counts[place][priority] += count
     return counts
 
 
