@@ -51,6 +51,7 @@ include "engine.pyx"          # what the lanes share: registry, submission, waki
 include "admission.pyx"       # processors, memory and GPUs: who may start, who waits
 include "killer.pyx"          # the thread that ends trees
 include "zygote.pyx"          # warm starts: jobs that a zygote forks
+include "memory.pyx"          # the thread that looks at what attempts with a limit use
 include "strays.pyx"          # members of a tree that shed its mark
 include "lane.pyx"            # the threads: exploit, wait
 include "adoption.pyx"        # attempts of an earlier incarnation in a lane's hands
@@ -60,10 +61,10 @@ include "future.pyx"          # Future: concurrent.futures.Future on C fields
 include "executor.pyx"        # Executor: Python calls in Python threads, from the same buckets
 
 __all__ = [
-    "ALARM", "AttemptRow", "AttemptTable", "CAUSE_CANCEL", "CAUSE_LOG_LIMIT", "CAUSE_NONE", "CAUSE_SHUTDOWN",
-    "CAUSE_TIMEOUT", "Core", "EXITED", "Event", "Executor", "Future", "Histogram", "Launch", "ROW_ENDED", "ROW_LOST",
-    "ROW_NEVER_RAN", "ROW_RUNNING", "ROW_STARTING", "ReadyQueue", "SPAWN_FAILED", "STARTED", "WITHDRAWN",
-    "is_missing", "write_files",
+    "ALARM", "AttemptRow", "AttemptTable", "CAUSE_CANCEL", "CAUSE_LOG_LIMIT", "CAUSE_MEMORY", "CAUSE_NONE",
+    "CAUSE_SHUTDOWN", "CAUSE_TIMEOUT", "Core", "EXITED", "Event", "Executor", "Future", "Histogram", "Launch",
+    "ROW_ENDED", "ROW_LOST", "ROW_NEVER_RAN", "ROW_RUNNING", "ROW_STARTING", "ReadyQueue", "SPAWN_FAILED", "STARTED",
+    "WITHDRAWN", "is_missing", "write_files",
 ]
 
 cdef object MAX_WORKERS = 1_000_000
@@ -151,6 +152,9 @@ cdef class Core:
         engine.killer = killer_new(engine, subreaper)
         if not killer_open_all(engine.killer):
             raise OSError(errno, "the thread that ends processes cannot be made; is /proc mounted?")
+        engine.memory = memory_new(engine)
+        if engine.memory.proc == NULL or engine.memory.bell < 0:
+            raise OSError(errno, "the thread that watches memory cannot be made; is /proc mounted?")
         for i in range(engine.lanes):
             if engine.outbox.bell < 0 or not lane_open(self.threads[i]):
                 raise OSError(errno, f"lane {i} cannot be made; lower `lanes` or raise the limit of open files")
@@ -163,6 +167,7 @@ cdef class Core:
             self.threads[i].runner = thread_of(f"lane-{i}", lane_main, self.threads[i])
             self.threads_running += 1
         engine.killer.runner = thread_of("killer", killer_main, engine.killer)
+        engine.memory.runner = thread_of("memory", memory_main, engine.memory)
 
     def __dealloc__(self):
         if self.engine == NULL or self.owner != getpid():
@@ -183,6 +188,11 @@ cdef class Core:
                 engine.killer.runner.join()
                 del engine.killer.runner
                 engine.killer.runner = NULL
+            if engine.memory != NULL and engine.memory.runner != NULL:
+                eventfd_write(engine.memory.bell, 1)
+                engine.memory.runner.join()
+                del engine.memory.runner
+                engine.memory.runner = NULL
             for i in range(self.threads_running):
                 self.threads[i].runner.join()
                 del self.threads[i].runner
@@ -462,6 +472,8 @@ cdef void core_free(Engine* engine, Lane** threads) noexcept:
     cdef int i
     if engine.killer != NULL:
         killer_free(engine.killer)
+    if engine.memory != NULL:
+        memory_free(engine.memory)
     while entry != engine.registry.end():
         record = dereference(entry).second
         if record.state.load() >= RECORD_TAKEN:  # the others have a ticket

@@ -139,6 +139,7 @@ cdef void lane_adopt(Lane* lane, Record* record) noexcept nogil:
         lane_end(lane, record, max(0, deadline_ns - now_ns))
     elif deadline_ns and not record.ending:
         timers_arm(&lane.timers, &record.timer, TIMER_TIMEOUT, deadline_ns)
+    memory_watch(lane, record)
     record.guard_gone = lane.guard_gone
     if not lane_watch(lane, record):
         lane.unwatched.push_back(record)

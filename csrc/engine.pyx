@@ -43,6 +43,7 @@ cdef struct Letter:     # what Python asks of a lane, which alone touches its ch
 
 
 cdef cppclass Killer    # killer.pyx
+cdef cppclass Memory    # memory.pyx
 
 
 cdef cppclass Mailbox:
@@ -75,6 +76,7 @@ cdef cppclass Engine:
     Killer* killer
     Table* table                    # of attempts; NULL: none
     Admission* admission
+    Memory* memory
 
 
 cdef inline void note_init(Note* note, const Record* record, EventKind kind, uint8_t cause) noexcept nogil:

@@ -211,6 +211,7 @@ cdef void lane_started(Lane* lane, Record* record) noexcept nogil:
     if engine.output_limit.size:
         record.look_ns = OUTPUT_FIRST_NS
         timers_arm(&lane.timers, &record.look, TIMER_OUTPUT, record.started_ns + OUTPUT_FIRST_NS)
+    memory_watch(lane, record)
     if not lane_watch(lane, record):
         lane.unwatched.push_back(record)
         timers_arm(&lane.timers, &lane.watch, TIMER_WATCH, record.started_ns + WATCH_RETRY_NS)
@@ -406,7 +407,7 @@ cdef void lane_tell_end(
     if record.adopted:
         record_date_end(record, &note)
     note.cpu_ns = cpu_time_ns(usage)
-    note.max_rss_kb = usage.ru_maxrss
+    note.max_rss_kb = max(usage.ru_maxrss, memory_unwatch(lane.engine, record))
     note.survivors = survivors
     lane.notes.push_back(note)
     count(counters, COUNT_EXITED)

@@ -45,6 +45,7 @@ cdef enum Cause:
     CAUSED_BY_CANCEL
     CAUSED_BY_SHUTDOWN
     CAUSED_BY_LOG_LIMIT
+    CAUSED_BY_MEMORY
 
 
 cdef enum Share:

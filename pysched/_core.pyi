@@ -13,6 +13,7 @@ __all__ = [
     "ALARM",
     "CAUSE_CANCEL",
     "CAUSE_LOG_LIMIT",
+    "CAUSE_MEMORY",
     "CAUSE_NONE",
     "CAUSE_SHUTDOWN",
     "CAUSE_TIMEOUT",
@@ -53,6 +54,7 @@ CAUSE_TIMEOUT: Final[int]  # Launch.timeout_s was over
 CAUSE_CANCEL: Final[int]  # given to kill()
 CAUSE_SHUTDOWN: Final[int]  # given to kill(); also of withdraw_all()
 CAUSE_LOG_LIMIT: Final[int]  # it wrote more than Core's log_limit, with log_limit_ends
+CAUSE_MEMORY: Final[int]  # its processes had more memory than Launch.memory
 
 @final
 class Launch:
@@ -77,7 +79,8 @@ class Launch:
     warm         forked by the zygote (Core.meet_zygote) instead of executed: argv says what it calls, candidates are
                  not looked at
     cpus, memory, gpus  what it holds while it runs: thousandths of a processor, bytes, thousandths of a GPU (of one up
-                 to 1000, else whole ones); 0: nothing.  It gets CUDA_VISIBLE_DEVICES for its GPUs.
+                 to 1000, else whole ones); 0: nothing.  It is ended, at once, when its processes have more memory
+                 (`csrc/memory.pyx`).  It gets CUDA_VISIBLE_DEVICES for its GPUs.
 
     Raises `ValueError` (names the field) for a NUL byte, an empty argv, candidates or path, a number out of range,
     and `TypeError` for anything that is not of the annotated type.
@@ -209,7 +212,8 @@ class Event:
         """EXITED: user + system time of the process and the children it waited for."""
     @property
     def max_rss_kb(self) -> int:
-        """EXITED: peak resident set of the largest of them, KiB; 0 if that is not above this process's own peak at the
+        """EXITED: peak resident set of the largest of them, KiB (of all at a time, where Launch.memory says that they
+        are looked at and that is more); 0 if that is not above this process's own peak at the
         start, which Linux counts in (a vfork-style child begins in its parent's memory)."""
     @property
     def survivors(self) -> int:

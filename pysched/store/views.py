@@ -71,7 +71,7 @@ def depths(database: Database) -> tuple[dict[Priority, int], int]:
     """See `Store.depths`."""
     found: dict[str, Counter[int]] = {"queued": Counter(), "claimed": Counter(), "submitted": Counter()}
     for place, priority, number in database.execute(_QUERIES.depths_and_total, {"limit": _COUNTED}):
-        found[place][priority] = number
+        found[place][priority] += number
     queued, claimed = found["queued"], found["claimed"]
     if sum(queued.values()) >= _COUNTED:
         live = database.read(_live)

@@ -6,9 +6,12 @@ import array
 import fcntl
 import json
 import os
+import sys
 import termios
 from pathlib import Path
 from typing import Any
+
+from pysched.store.store import Store
 
 from .conftest import Site, wait_until
 
@@ -100,6 +103,40 @@ def test_warm_jobs_get_their_devices_and_their_threads(site: Site) -> None:
     assert results["two"] == ["GPU-aa,GPU-bb", "1"]
     assert results["part"][0] in {"GPU-aa", "GPU-bb"}
     assert (results["wide"][0] in {"GPU-aa", "GPU-bb"}, results["wide"][1]) == (True, "3")
+
+
+TAKES = """\
+import time
+
+
+def takes(mib):
+    block = bytearray(mib << 20)
+    block[::4096] = b"x" * len(block[::4096])
+    if mib > 100:
+        time.sleep(600)
+    return mib
+"""
+
+
+def test_a_job_that_uses_more_memory_fails_with_its_peak_and_alone(site: Site) -> None:
+    (site.root / "jobs.py").write_text(TAKES)
+    site.node("--cpus", "8", workers=8)
+    warm: dict[str, Any] = {"type": "ml", "entrypoint": "jobs:takes", "cwd": str(site.root), "max_retries": 0}
+    command = f"{sys.executable} -c 'import jobs; jobs.takes(300)'; echo unreached"
+    for number in range(4):
+        site.drop(f"good-{number}", {**warm, "params": {"mib": 20}, "mem": "100MiB"})
+    site.drop("warm", {**warm, "params": {"mib": 300}, "mem": "100MiB"})
+    site.drop("command", {"command": command, "cwd": str(site.root), "mem": "100MiB", "max_retries": 1})
+    records = site.all_done(6)
+    assert {records[f"good-{number}"]["result"] for number in range(4)} == {20}
+    for name, attempts in (("warm", 1), ("command", 2)):
+        assert (records[name]["status"], records[name]["reason"]) == ("failed", "memory")
+        assert records[name]["attempts"] == attempts
+    assert Path(records["command"]["stdout"]).read_text() == ""
+    with Store(site.database) as store:
+        peaks = [attempt["max_rss_kb"] for name in ("warm", "command") for attempt in store.get(name)["attempts"]]
+    assert min(peaks) > 100 * 1024
+    assert site.leftovers() == []
 
 
 def test_what_cannot_be_asked_for_is_rejected(site: Site) -> None:
