@@ -26,6 +26,7 @@ class Figures(Protocol):
     def ping(self) -> None: ...
     def stats(self) -> dict[str, Any]: ...
     def leases(self) -> list[tuple[str, str, int, int, bool, float]]: ...
+    def nodes(self) -> list[dict[str, Any]]: ...
     def latencies(self) -> list[tuple[str, str]]: ...
 
 
@@ -102,6 +103,7 @@ def _database(store: Figures) -> Iterator[Metric]:
         store.ping()
         took = time.perf_counter() - begun
         families = [*_tasks(store.stats()), *_nodes(store.leases()), *_latencies(store.latencies())]
+        families += _resources(store.nodes())
     except StoreError:
         yield _gauge("pysched_database_up", "Whether the database answers", 0)
         return
@@ -138,6 +140,21 @@ def _nodes(leases: list[tuple[str, str, int, int, bool, float]]) -> Iterator[Met
         age.add_metric([node, host], age_s)
     yield _gauge("pysched_nodes", "Nodes that live", len(leases))
     yield from (workers, running, draining, age)
+
+
+def _resources(nodes: list[dict[str, Any]]) -> Iterator[Metric]:
+    labels = ["node", "host"]
+    for name, field, what in (
+        ("cpus", "cpus", "Processors"),
+        ("memory_bytes", "mem", "Bytes of memory"),
+        ("gpus", "gpus", "GPUs"),
+    ):
+        has = GaugeMetricFamily(f"pysched_node_{name}", f"{what} that attempts may hold at a time", labels=labels)
+        held = GaugeMetricFamily(f"pysched_node_{name}_held", f"{what} that running attempts hold", labels=labels)
+        for node in nodes:
+            has.add_metric([node["incarnation"], node["host"]], node[field])
+            held.add_metric([node["incarnation"], node["host"]], node[f"{field}_held"])
+        yield from (has, held)
 
 
 def _latencies(readings: list[tuple[str, str]]) -> Iterator[Metric]:

@@ -115,7 +115,20 @@ class Explanation(BaseModel):
     id: str
     status: State
     why: Annotated[
-        Literal["ended", "running", "blocked", "backoff", "delayed", "paused", "no_node", "claimed", "behind", "next"],
+        Literal[
+            "ended",
+            "running",
+            "blocked",
+            "backoff",
+            "delayed",
+            "paused",
+            "no_node",
+            "claimed",
+            "too_large",
+            "resources",
+            "behind",
+            "next",
+        ],
         Field(description="the first thing in its way"),
     ]
     message: Annotated[str, Field(description="the same for people, one line")]
@@ -128,6 +141,7 @@ class Explanation(BaseModel):
     nodes: Annotated[int, Field(description="that are alive and not draining")]
     workers: Annotated[int, Field(description="of those")]
     running: Annotated[int, Field(description="on those, a few seconds ago")]
+    asks_for: Annotated[str | None, Field(description="beside a worker, for people: 2 cpus, 4.0 GiB")]
 
 
 class BulkCancelled(BaseModel):
@@ -185,6 +199,12 @@ class Node(BaseModel):
     started_at: datetime
     renewed_at: datetime
     lease_until: datetime
+    cpus: Annotated[float, Field(description="processors that its attempts may hold at a time")]
+    mem: Annotated[int, Field(description="bytes that they may hold")]
+    gpus: Annotated[float, Field(description="GPUs that they may hold, parts of one included")]
+    cpus_held: Annotated[float, Field(description="by what runs; the same for the next two")]
+    mem_held: int
+    gpus_held: float
 
 
 class DrainedNode(BaseModel):

@@ -48,8 +48,10 @@ include "event.pyx"           # Event, and the outbox it comes from
 include "tree.pyx"            # the processes of an attempt, and what they are known by
 include "attempt_table.pyx"   # running attempts in a file, for whoever comes after this process
 include "engine.pyx"          # what the lanes share: registry, submission, waking
+include "admission.pyx"       # processors, memory and GPUs: who may start, who waits
 include "killer.pyx"          # the thread that ends trees
 include "zygote.pyx"          # warm starts: jobs that a zygote forks
+include "memory.pyx"          # the thread that looks at what attempts with a limit use
 include "strays.pyx"          # members of a tree that shed its mark
 include "lane.pyx"            # the threads: exploit, wait
 include "adoption.pyx"        # attempts of an earlier incarnation in a lane's hands
@@ -59,10 +61,10 @@ include "future.pyx"          # Future: concurrent.futures.Future on C fields
 include "executor.pyx"        # Executor: Python calls in Python threads, from the same buckets
 
 __all__ = [
-    "ALARM", "AttemptRow", "AttemptTable", "CAUSE_CANCEL", "CAUSE_LOG_LIMIT", "CAUSE_NONE", "CAUSE_SHUTDOWN",
-    "CAUSE_TIMEOUT", "Core", "EXITED", "Event", "Executor", "Future", "Histogram", "Launch", "ROW_ENDED", "ROW_LOST",
-    "ROW_NEVER_RAN", "ROW_RUNNING", "ROW_STARTING", "ReadyQueue", "SPAWN_FAILED", "STARTED", "WITHDRAWN",
-    "is_missing", "read_files", "remove_files", "write_files",
+    "ALARM", "AttemptRow", "AttemptTable", "CAUSE_CANCEL", "CAUSE_LOG_LIMIT", "CAUSE_MEMORY", "CAUSE_NONE",
+    "CAUSE_SHUTDOWN", "CAUSE_TIMEOUT", "Core", "EXITED", "Event", "Executor", "Future", "Histogram", "Launch",
+    "ROW_ENDED", "ROW_LOST", "ROW_NEVER_RAN", "ROW_RUNNING", "ROW_STARTING", "ReadyQueue", "SPAWN_FAILED", "STARTED",
+    "WITHDRAWN", "is_missing", "read_files", "remove_files", "write_files",
 ]
 
 cdef object MAX_WORKERS = 1_000_000
@@ -108,18 +110,21 @@ cdef class Core:
 
     def __cinit__(
         self, *, lanes, workers, ageing_s=0.0, subreaper=False, log_limit=0, log_limit_ends=False,
-        AttemptTable table=None, guard_bell=None,
+        AttemptTable table=None, guard_bell=None, cpus=None, memory=None, gpus=(),
     ):
         cdef Engine* engine
         cdef int64_t ageing_ns = to_ns("ageing_s", ageing_s)
+        cdef Admission* admission
         cdef int i
         whole("lanes", lanes, 1, MAX_LANES)
         whole("workers", workers, 1, MAX_WORKERS)
         whole("log_limit", log_limit, 0, 2**62)
         if probe_kernel() != 0:
             raise OSError(errno, "the kernel has no close_range; pysched needs Linux 5.9 or newer")
+        admission = admission_new(cpus, memory, gpus, ageing_ns)
         self.owner = getpid()
         engine = self.engine = new Engine()
+        engine.admission = admission
         engine.open_files = raise_open_files()
         engine.signals = signal_reset()
         if getrlimit(RLIMIT_RTTIME, &engine.own_mark) != 0:
@@ -147,6 +152,9 @@ cdef class Core:
         engine.killer = killer_new(engine, subreaper)
         if not killer_open_all(engine.killer):
             raise OSError(errno, "the thread that ends processes cannot be made; is /proc mounted?")
+        engine.memory = memory_new(engine)
+        if engine.memory.proc == NULL or engine.memory.bell < 0:
+            raise OSError(errno, "the thread that watches memory cannot be made; is /proc mounted?")
         for i in range(engine.lanes):
             if engine.outbox.bell < 0 or not lane_open(self.threads[i]):
                 raise OSError(errno, f"lane {i} cannot be made; lower `lanes` or raise the limit of open files")
@@ -159,6 +167,7 @@ cdef class Core:
             self.threads[i].runner = thread_of(f"lane-{i}", lane_main, self.threads[i])
             self.threads_running += 1
         engine.killer.runner = thread_of("killer", killer_main, engine.killer)
+        engine.memory.runner = thread_of("memory", memory_main, engine.memory)
 
     def __dealloc__(self):
         if self.engine == NULL or self.owner != getpid():
@@ -179,6 +188,11 @@ cdef class Core:
                 engine.killer.runner.join()
                 del engine.killer.runner
                 engine.killer.runner = NULL
+            if engine.memory != NULL and engine.memory.runner != NULL:
+                eventfd_write(engine.memory.bell, 1)
+                engine.memory.runner.join()
+                del engine.memory.runner
+                engine.memory.runner = NULL
             for i in range(self.threads_running):
                 self.threads[i].runner.join()
                 del self.threads[i].runner
@@ -220,6 +234,7 @@ cdef class Core:
                     raise TypeError(f"submit: {launch!r} is no Launch")
                 records.push_back(record_new(<Launch> launch))
                 engine_mark(self.engine, records.back(), (<Launch> launch).mark)
+                self.ask(records.back())
             with nogil:
                 taken = engine_submit(self.engine, &records)
             if taken:
@@ -230,6 +245,33 @@ cdef class Core:
                 record_free(records[i])
             raise
 
+    cdef int ask(self, Record* record) except -1:
+        """Let it wait for what it asks for; ValueError: this Core never has so much."""
+        cdef Admission* admission = self.engine.admission
+        cdef int i
+        if not asks(record):
+            return 0
+        for i in range(RESOURCES):
+            if record.demand[i] > admission.capacity[i]:
+                raise ValueError(
+                    f"{RESOURCE_NAMES[i]}: {record.demand[i]} is more than this Core has, {admission.capacity[i]}")
+        record.admission = admission
+        return 0
+
+    def resources(self):
+        cdef Admission* admission = self.engine.admission
+        cdef int64_t[RESOURCES] rest
+        cdef int64_t waiting
+        cdef int i
+        self.check(False)
+        with nogil:
+            admission.mutex.lock()
+            waiting = admission.waiting
+            for i in range(RESOURCES):
+                rest[i] = admission_rest(admission, i)
+            admission.mutex.unlock()
+        return rest[RESOURCE_CPU], rest[RESOURCE_MEMORY], rest[RESOURCE_GPU], waiting
+
     def adopt(self, Launch launch):
         cdef Record* record
         cdef bint known
@@ -239,6 +281,8 @@ cdef class Core:
         record = record_new(launch)
         engine_mark(self.engine, record, launch.mark)
         record.row = self.table.find(launch.token)
+        if asks(record):
+            record.admission = self.engine.admission
         with nogil:
             known = engine_adopt(self.engine, record)
         if not known:
@@ -363,7 +407,11 @@ cdef class Core:
 
     def depths(self):
         self.check(False)
-        return depths_of(&self.engine.queue)
+        cdef int64_t[CLASSES] parked
+        cdef tuple found = depths_of(&self.engine.queue)
+        memset(parked, 0, sizeof(parked))
+        admission_depths(self.engine.admission, parked)
+        return found[0] + parked[0], found[1] + parked[1], found[2] + parked[2]
 
     @property
     def running(self):
@@ -386,14 +434,46 @@ cdef thread* thread_of(str name, void (*entry)(void*) noexcept nogil, void* argu
         raise OSError(EAGAIN, f"the thread {name} cannot be started: {error}; lower `lanes`") from None
 
 
+RESOURCE_NAMES = ("cpus", "memory", "gpus")
+
+
+cdef inline bint asks(const Record* record) noexcept nogil:
+    """For anything but a worker."""
+    return record.demand[RESOURCE_CPU] != 0 or record.demand[RESOURCE_MEMORY] != 0 or record.demand[RESOURCE_GPU] != 0
+
+
+cdef Admission* admission_new(object cpus, object memory, object gpus, int64_t ageing_ns) except NULL:
+    """None: more than anybody asks for."""
+    cdef int64_t[RESOURCES] capacity
+    cdef Admission* admission
+    cdef tuple names = texts_of("gpus", gpus)
+    cdef bytes name
+    if len(names) > DEVICES_MAX or any(not 0 < len(name) < DEVICE_NAME_BYTES or b"," in name for name in names):
+        raise ValueError(
+            f"gpus: {names!r} are no names of up to {DEVICES_MAX} devices, each below {DEVICE_NAME_BYTES} bytes")
+    capacity[RESOURCE_CPU] = PLENTY if cpus is None else whole("cpus", cpus, 0, 2**40)
+    capacity[RESOURCE_MEMORY] = PLENTY if memory is None else whole("memory", memory, 0, 2**60)
+    capacity[RESOURCE_GPU] = len(names) * WHOLE
+    admission = new Admission()
+    admission_init(admission, capacity, ageing_ns)
+    for name in names:
+        memcpy(admission.devices[admission.count].name, <const char*> name, len(name) + 1)
+        admission.devices[admission.count].rest = WHOLE
+        admission.count += 1
+    return admission
+
+
 cdef void core_free(Engine* engine, Lane** threads) noexcept:
     """Free what the lanes left.  Children that run go on; only our knowledge of them ends."""
     cdef unordered_map[uint64_t, RecordPtr].iterator entry = engine.registry.begin()
     cdef Ticket ticket
     cdef Record* record
+    cdef array[RecordPtr] parked
     cdef int i
     if engine.killer != NULL:
         killer_free(engine.killer)
+    if engine.memory != NULL:
+        memory_free(engine.memory)
     while entry != engine.registry.end():
         record = dereference(entry).second
         if record.state.load() >= RECORD_TAKEN:  # the others have a ticket
@@ -402,6 +482,10 @@ cdef void core_free(Engine* engine, Lane** threads) noexcept:
         preincrement(entry)
     while queue_pop(&engine.queue, 0, &ticket):
         record_free(<Record*> ticket.item)
+    engine_withdraw_parked(engine, &parked)
+    for i in range(<int> parked.size()):
+        record_free(parked[i])
+    del engine.admission
     for i in range(engine.lanes):
         lane_free(threads[i])
         if engine.mail[i].bell >= 0:

@@ -43,6 +43,7 @@ cdef bint record_take_row(Record* record, Table* table) noexcept nogil:
     row.started_ns = row.since_ns = record.started_ns
     row.started_real_ns = record.started_real_ns
     row.deadline_ns = record.started_ns + record.timeout_ns if record.timeout_ns else 0
+    row.devices = record.devices
     row.state.store(ROW_IS_STARTING, memory_order_release)
     record.row = row
     return True
@@ -112,6 +113,9 @@ cdef bint engine_adopt(Engine* engine, Record* record) noexcept nogil:
         close(record.pidfd)
         return False
     row.since_ns = now(CLOCK_BOOTTIME)
+    if record.admission != NULL:
+        record.devices = row.devices
+        admission_hold_anyway(record)
     engine.running.fetch_add(1, memory_order_seq_cst)
     letter.kind = LETTER_ADOPT
     letter.cause = CAUSED_BY_NOTHING
@@ -135,6 +139,7 @@ cdef void lane_adopt(Lane* lane, Record* record) noexcept nogil:
         lane_end(lane, record, max(0, deadline_ns - now_ns))
     elif deadline_ns and not record.ending:
         timers_arm(&lane.timers, &record.timer, TIMER_TIMEOUT, deadline_ns)
+    memory_watch(lane, record)
     record.guard_gone = lane.guard_gone
     if not lane_watch(lane, record):
         lane.unwatched.push_back(record)

@@ -91,7 +91,9 @@ cdef cppclass Row:
     # These two may change while the state does not, and be read meanwhile.
     atomic[uint8_t] cause
     atomic[uint8_t] ending  # it was told to: what survives its leader has its grace; released after `cause`
-    char[26] spare
+    char[2] spare
+    uint64_t devices        # GPUs that it was given, as bits
+    char[16] more_spare
 
 
 cdef struct TableHead:      # as long as a row

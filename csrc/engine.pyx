@@ -43,6 +43,7 @@ cdef struct Letter:     # what Python asks of a lane, which alone touches its ch
 
 
 cdef cppclass Killer    # killer.pyx
+cdef cppclass Memory    # memory.pyx
 
 
 cdef cppclass Mailbox:
@@ -74,6 +75,8 @@ cdef cppclass Engine:
     uint64_t salt                   # of the marks of launches that bring none
     Killer* killer
     Table* table                    # of attempts; NULL: none
+    Admission* admission
+    Memory* memory
 
 
 cdef inline void note_init(Note* note, const Record* record, EventKind kind, uint8_t cause) noexcept nogil:
@@ -179,6 +182,9 @@ cdef size_t engine_submit(Engine* engine, array[RecordPtr]* records) noexcept no
     sort(records.data(), records.data() + records.size(), record_starts_first)
     count(engine.counters[engine.lanes], COUNT_SUBMITTED, records.size())
     for i in range(records.size()):
+        if records[0][i].admission != NULL:
+            admission_want(records[0][i])
+    for i in range(records.size()):
         record = records[0][i]
         lane = queue_balance(&engine.queue)
         record.home = lane
@@ -234,6 +240,7 @@ cdef bint engine_kill(Engine* engine, uint64_t handle, int64_t grace_ns, uint8_t
     engine.registry_mutex.unlock()
     if home >= 0:
         queue_bury(&engine.queue, home, cls, record_bury)
+    engine_admit(engine)  # it may have been parked, before others
     count(engine.counters[engine.lanes], COUNT_WITHDRAWN)
     notes.push_back(note)
     outbox_post(&engine.outbox, &notes)
@@ -247,17 +254,19 @@ cdef size_t engine_withdraw_all(Engine* engine) noexcept nogil:
     cdef Ticket ticket
     cdef Note note
     cdef Record* record
-    cdef size_t i, ended
+    cdef size_t i, ended, popped
     while queue_pop(&engine.queue, 0, &ticket):
         found.push_back(<RecordPtr> ticket.item)
+    popped = found.size()
+    engine_withdraw_parked(engine, &found)
     engine.registry_mutex.lock()
     for i in range(found.size()):
         record = found[i]
-        if record_change(record, RECORD_QUEUED, RECORD_WITHDRAWN):
+        if record_change(record, RECORD_QUEUED if i < popped else RECORD_PARKED, RECORD_WITHDRAWN):
             note_withdrawn(&note, record, CAUSED_BY_SHUTDOWN)
             notes.push_back(note)
             engine.registry.erase(record.handle)
-        else:
+        elif i < popped:
             queue_exhume(&engine.queue, record.home, record.ticket.cls)
     engine.registry_mutex.unlock()
     for i in range(found.size()):

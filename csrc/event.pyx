@@ -212,6 +212,7 @@ CAUSE_TIMEOUT = int(CAUSED_BY_TIMEOUT)
 CAUSE_CANCEL = int(CAUSED_BY_CANCEL)
 CAUSE_SHUTDOWN = int(CAUSED_BY_SHUTDOWN)
 CAUSE_LOG_LIMIT = int(CAUSED_BY_LOG_LIMIT)
+CAUSE_MEMORY = int(CAUSED_BY_MEMORY)
 
 cdef tuple KIND_NAMES = ("?", "STARTED", "EXITED", "SPAWN_FAILED", "WITHDRAWN", "ALARM")
 cdef tuple STEP_NAMES = (None, "clone", "session", "stdin", "stdout", "stderr", "cwd", "limits", "exec")  # by Step

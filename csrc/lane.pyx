@@ -107,11 +107,14 @@ cdef bint lane_exploit(Lane* lane) noexcept nogil:
             break
         record = <Record*> ticket.item
         if record_change(record, RECORD_QUEUED, RECORD_TAKEN + <uint32_t> lane.number):
+            if record.admission != NULL and not engine_admits(engine, record):
+                continue
             lane_start(lane, record)
             started = True
             break
         queue_exhume(&engine.queue, record.home, ticket.cls)
         record_free(record)
+        engine_admit(engine)  # it may have held something
     if lane.slots and not queue_has_work(&engine.queue):
         lane_release_slots(lane)
     return started
@@ -188,6 +191,7 @@ cdef void lane_not_started(Lane* lane, Record* record, const Spawn* spawn) noexc
     count(counters, COUNT_SPAWN_FAILED)
     engine_forget(lane.engine, record.handle)
     record_free(record)
+    engine_admit(lane.engine)
 
 
 cdef void lane_started(Lane* lane, Record* record) noexcept nogil:
@@ -207,6 +211,7 @@ cdef void lane_started(Lane* lane, Record* record) noexcept nogil:
     if engine.output_limit.size:
         record.look_ns = OUTPUT_FIRST_NS
         timers_arm(&lane.timers, &record.look, TIMER_OUTPUT, record.started_ns + OUTPUT_FIRST_NS)
+    memory_watch(lane, record)
     if not lane_watch(lane, record):
         lane.unwatched.push_back(record)
         timers_arm(&lane.timers, &lane.watch, TIMER_WATCH, record.started_ns + WATCH_RETRY_NS)
@@ -402,7 +407,7 @@ cdef void lane_tell_end(
     if record.adopted:
         record_date_end(record, &note)
     note.cpu_ns = cpu_time_ns(usage)
-    note.max_rss_kb = usage.ru_maxrss
+    note.max_rss_kb = max(usage.ru_maxrss, memory_unwatch(lane.engine, record))
     note.survivors = survivors
     lane.notes.push_back(note)
     count(counters, COUNT_EXITED)
@@ -421,6 +426,7 @@ cdef void lane_release(Lane* lane, Record* record) noexcept nogil:
     timers_disarm(&lane.timers, &record.look)
     engine_forget(lane.engine, record.handle)
     record_free(record)
+    engine_admit(lane.engine)
     lane_take_back_slot(lane)
 
 

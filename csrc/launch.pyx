@@ -4,6 +4,17 @@ cimport cython
 from libc.stdint cimport int32_t, int64_t, uint8_t, uint64_t
 from libc.string cimport memchr
 
+cdef enum:
+    RESOURCE_CPU        # thousandths of a processor
+    RESOURCE_MEMORY     # bytes
+    RESOURCE_GPU        # thousandths of a device
+    RESOURCES
+
+cdef enum:
+    DEVICES_MAX = 64
+    DEVICE_NAME_BYTES = 64
+    WHOLE = 1000        # thousandths
+
 cdef int64_t LONGEST_NS = 4_000_000_000_000_000_000  # 126 years: a deadline that never overflows
 
 
@@ -74,6 +85,9 @@ cdef class Launch:
     cdef readonly uint64_t mark
     cdef readonly uint64_t token
     cdef readonly bint warm
+    cdef readonly int64_t cpus
+    cdef readonly int64_t memory
+    cdef readonly int64_t gpus
     cdef int64_t timeout_ns
     cdef int64_t grace_ns
     cdef readonly double waited_s
@@ -81,7 +95,7 @@ cdef class Launch:
 
     def __cinit__(
         self, *, handle, priority, rank, sequence, argv, candidates, env, cwd, stdout, stderr, timeout_s=None,
-        grace_s=5.0, waited_s=0.0, mark=0, token=0, warm=False,
+        grace_s=5.0, waited_s=0.0, mark=0, token=0, warm=False, cpus=0, memory=0, gpus=0,
     ):
         self.handle = whole("handle", handle, 0, UINT64_MAX)
         self.priority = whole("priority", priority, 0, CLASSES - 1)
@@ -110,6 +124,11 @@ cdef class Launch:
         self.mark = whole("mark", mark, 0, 2**61 - 1)
         self.token = whole("token", token, 0, UINT64_MAX)
         self.warm = warm
+        self.cpus = whole("cpus", cpus, 0, 2**40)
+        self.memory = whole("memory", memory, 0, 2**60)
+        self.gpus = whole("gpus", gpus, 0, DEVICES_MAX * WHOLE)
+        if self.gpus > WHOLE and self.gpus % WHOLE:
+            raise ValueError(f"gpus: {gpus} is no whole number of devices; use up to 1000, or a multiple of it")
 
     def __repr__(self):
         return f"<Launch {self.handle} {self.argv!r}>"

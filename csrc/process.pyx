@@ -1,16 +1,16 @@
 # One attempt as the lanes see it: a record in a single block of memory, its spawn, its signals, its end.
 #
 #     NEW ──► QUEUED ──take──► TAKEN by a lane ──► freed by that lane, at its end
-#      │        │  ◄─requeue──┘ (the machine was short of something)
-#      └────────┴─────► WITHDRAWN ──► freed by whoever meets its ticket: in the bucket, or on the way there
+#      │        │  ◄─requeue──┤ (the machine was short of something)
+#      │        │  ◄─PARKED ──┘ (what it asks for is not free)
+#      └────────┴─────┴► WITHDRAWN ──► freed by whoever meets its ticket: in the bucket, or on the way there
 #
-# Who owns a record: its ticket while it waits, the lane that took it from then on.  The registry (engine.pyx) only
-# finds it: the entry is removed, under the registry's lock, before its owner frees it.
+# Who owns a record: its ticket while it waits, or the list of the parked; the lane that took it from then on.  The
+# registry (engine.pyx) only finds it: the entry is removed, under the registry's lock, before its owner frees it.
 
 from libc.errno cimport EAGAIN, ECHILD, EDQUOT, EMFILE, ENFILE, ENOMEM, ENOSPC
 from libc.signal cimport SIGKILL
 from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
-from libc.stdio cimport snprintf
 from libc.stdlib cimport free, malloc
 from libc.string cimport memcpy, strncmp
 from libcpp.atomic cimport atomic, memory_order_acq_rel, memory_order_acquire
@@ -36,6 +36,7 @@ cdef enum RecordState:
     RECORD_NEW
     RECORD_QUEUED
     RECORD_WITHDRAWN
+    RECORD_PARKED       # what it asks for is not free, see admission.pyx
     RECORD_TAKEN        # plus the lane's number
 
 cdef enum Cause:
@@ -44,6 +45,13 @@ cdef enum Cause:
     CAUSED_BY_CANCEL
     CAUSED_BY_SHUTDOWN
     CAUSED_BY_LOG_LIMIT
+    CAUSED_BY_MEMORY
+
+
+cdef enum Share:
+    SHARE_NONE
+    SHARE_WANTED
+    SHARE_HELD
 
 
 cdef cppclass Record:
@@ -82,6 +90,13 @@ cdef cppclass Record:
     int64_t look_ns     # until the next one
     int64_t output_bytes
     Tree* tree          # the killer's
+    # what it asks for, see admission.pyx
+    Admission* admission  # NULL: nothing
+    int64_t[RESOURCES] demand
+    Share share
+    uint32_t era        # of the reservation that it was let past
+    uint64_t devices    # GPUs that it was given, as bits
+    char** devices_entry  # of the environment; NULL: it asks for none
     # what the child needs; points into the same block
     char** words        # a spare place, argv, NULL
     char** environment  # entries, PYSCHED_LANE, NULL
@@ -95,9 +110,11 @@ cdef cppclass Record:
 ctypedef Record* RecordPtr
 cdef cppclass Tree      # tree.pyx
 cdef cppclass Row       # attempt_table.pyx
+cdef cppclass Admission  # admission.pyx
 
 cdef enum:
     LANE_TEXT_BYTES = 17  # PYSCHED_LANE=255 and the NUL
+    DEVICES_HEAD_BYTES = 22  # CUDA_VISIBLE_DEVICES= and the NUL
 
 cdef int64_t NS_PER_S = 1_000_000_000
 
@@ -115,6 +132,8 @@ cdef int64_t own_peak_kb() noexcept nogil:
 
 
 cdef inline void record_free(Record* record) noexcept nogil:
+    if record.admission != NULL:
+        admission_forget(record)
     free(record)        # trivially destructible
 
 
@@ -139,7 +158,7 @@ cdef void record_spawn(
     Record* record, int lane, void* stack, const rlimit* open_files, const SignalReset* signals, Spawn* spawn
 ) noexcept nogil:
     """Start the program; `spawn` says how that went."""
-    snprintf(record.lane_text, 4, b"%d", lane)
+    record_write_tail(record, lane)
     spawn.words = record.words
     spawn.environment = record.environment
     spawn.candidates = record.candidates
@@ -227,6 +246,11 @@ cdef size_t list_bytes(tuple texts) noexcept:
     return size
 
 
+cdef inline size_t devices_bytes(int64_t gpus) noexcept nogil:
+    """For CUDA_VISIBLE_DEVICES with so many thousandths."""
+    return DEVICES_HEAD_BYTES + <size_t> (gpus // WHOLE + 1) * (DEVICE_NAME_BYTES + 1) if gpus else 0
+
+
 cdef void record_find_identity(Record* record) noexcept nogil:
     cdef char** entry = record.environment
     while entry[0] != NULL:
@@ -242,9 +266,10 @@ cdef void record_find_identity(Record* record) noexcept nogil:
 cdef Record* record_new(Launch launch) except NULL:
     """Lower a launch into one block: the record, three lists of pointers, the texts."""
     cdef size_t size = (
-        sizeof(Record) + 2 * sizeof(char*)  # the spare word, PYSCHED_LANE
+        sizeof(Record) + 3 * sizeof(char*)  # the spare word, PYSCHED_LANE, CUDA_VISIBLE_DEVICES
         + list_bytes(launch.argv) + list_bytes(launch.env) + list_bytes(launch.candidates)
-        + LANE_TEXT_BYTES + <size_t> (len(launch.cwd) + len(launch.stdout) + len(launch.stderr)) + 3
+        + LANE_TEXT_BYTES + devices_bytes(launch.gpus)
+        + <size_t> (len(launch.cwd) + len(launch.stdout) + len(launch.stderr)) + 3
     )
     cdef char* block = <char*> malloc(size)
     cdef char* cursor
@@ -254,7 +279,7 @@ cdef Record* record_new(Launch launch) except NULL:
         raise MemoryError
     record = construct[Record](block)
     places = <char**> (block + sizeof(Record))
-    cursor = <char*> (places + len(launch.argv) + len(launch.env) + len(launch.candidates) + 5)
+    cursor = <char*> (places + len(launch.argv) + len(launch.env) + len(launch.candidates) + 6)
 
     record.words = places
     places[0] = NULL
@@ -265,7 +290,11 @@ cdef Record* record_new(Launch launch) except NULL:
     record.environment = put_list(&places, &cursor, launch.env)
     places[0] = put_text(&cursor, b"PYSCHED_LANE=")
     record.lane_text = cursor - 1
-    cursor = places[0] + LANE_TEXT_BYTES
+    cursor = places[0] + LANE_TEXT_BYTES + devices_bytes(launch.gpus)
+    if launch.gpus:
+        record.devices_entry = places + 1
+        places[1] = places[0]  # for now; record_write_tail knows which
+        places += 1
     places[1] = NULL
     places += 2
     record.candidates = put_list(&places, &cursor, launch.candidates)
@@ -280,6 +309,9 @@ cdef Record* record_new(Launch launch) except NULL:
     record.waited_ns = launch.waited_ns
     record.pidfd = -1
     record.warm = launch.warm
+    record.demand[RESOURCE_CPU] = launch.cpus
+    record.demand[RESOURCE_MEMORY] = launch.memory
+    record.demand[RESOURCE_GPU] = launch.gpus
     record.ending_grace_ns = -1
     record.token = launch.token
     record.timer.owner = record

@@ -29,7 +29,6 @@
 from libc.errno cimport E2BIG, EAGAIN, ECONNRESET, EMFILE, EMSGSIZE, EPIPE
 from libc.signal cimport SIGKILL
 from libc.stdint cimport int64_t, uint32_t, uint64_t
-from libc.stdio cimport snprintf
 from libc.string cimport memset, strlen
 from libcpp.atomic cimport memory_order_relaxed
 from posix.signal cimport kill
@@ -86,7 +85,7 @@ cdef int zygote_ask(int socket, Record* record, int lane, Engine* engine) noexce
     cdef char** word = record.words + 1
     cdef char** entry = record.environment
     memset(&request, 0, sizeof(request))
-    snprintf(record.lane_text, 4, b"%d", lane)
+    record_write_tail(record, lane)
     request.token = <uint64_t> record
     request.open_files = engine.open_files
     request.row_pid = <char*> &record.row.pid - <char*> engine.table.rows if record.row != NULL else -1
@@ -207,6 +206,7 @@ cdef void lane_withdraw_warm(Lane* lane, Record* record) noexcept nogil:
     count(lane.engine.counters[lane.number], COUNT_WITHDRAWN)
     engine_forget(lane.engine, record.handle)
     record_free(record)
+    engine_admit(lane.engine)
 
 
 # ---- the zygote comes and goes ---------------------------------------------------------------------------------------

@@ -13,6 +13,7 @@ __all__ = [
     "ALARM",
     "CAUSE_CANCEL",
     "CAUSE_LOG_LIMIT",
+    "CAUSE_MEMORY",
     "CAUSE_NONE",
     "CAUSE_SHUTDOWN",
     "CAUSE_TIMEOUT",
@@ -55,6 +56,7 @@ CAUSE_TIMEOUT: Final[int]  # Launch.timeout_s was over
 CAUSE_CANCEL: Final[int]  # given to kill()
 CAUSE_SHUTDOWN: Final[int]  # given to kill(); also of withdraw_all()
 CAUSE_LOG_LIMIT: Final[int]  # it wrote more than Core's log_limit, with log_limit_ends
+CAUSE_MEMORY: Final[int]  # its processes had more memory than Launch.memory
 
 @final
 class Launch:
@@ -78,6 +80,9 @@ class Launch:
                  the same for whoever must find what is left of the attempt; 0: the core makes one
     warm         forked by the zygote (Core.meet_zygote) instead of executed: argv says what it calls, candidates are
                  not looked at
+    cpus, memory, gpus  what it holds while it runs: thousandths of a processor, bytes, thousandths of a GPU (of one up
+                 to 1000, else whole ones); 0: nothing.  It is ended, at once, when its processes have more memory
+                 (`csrc/memory.pyx`).  It gets CUDA_VISIBLE_DEVICES for its GPUs.
 
     Raises `ValueError` (names the field) for a NUL byte, an empty argv, candidates or path, a number out of range,
     and `TypeError` for anything that is not of the annotated type.
@@ -102,6 +107,9 @@ class Launch:
         mark: int = 0,
         token: int = 0,
         warm: bool = False,
+        cpus: int = 0,
+        memory: int = 0,
+        gpus: int = 0,
     ) -> None: ...
     @property
     def handle(self) -> int: ...
@@ -135,6 +143,12 @@ class Launch:
     def token(self) -> int: ...
     @property
     def warm(self) -> bool: ...
+    @property
+    def cpus(self) -> int: ...
+    @property
+    def memory(self) -> int: ...
+    @property
+    def gpus(self) -> int: ...
 
 @final
 class Event:
@@ -200,7 +214,8 @@ class Event:
         """EXITED: user + system time of the process and the children it waited for."""
     @property
     def max_rss_kb(self) -> int:
-        """EXITED: peak resident set of the largest of them, KiB; 0 if that is not above this process's own peak at the
+        """EXITED: peak resident set of the largest of them, KiB (of all at a time, where Launch.memory says that they
+        are looked at and that is more); 0 if that is not above this process's own peak at the
         start, which Linux counts in (a vfork-style child begins in its parent's memory)."""
     @property
     def survivors(self) -> int:
@@ -282,6 +297,9 @@ class Core:
                     kept, and a line that says so
     log_limit_ends  such an attempt is ended, too
     table           where each attempt with a token gets a row; the caller releases it, when its end is durable
+    cpus, memory    what attempts may hold at a time: thousandths of a processor, bytes; None: more than anybody asks
+                    for
+    gpus            names of up to 64 GPUs, as CUDA_VISIBLE_DEVICES takes them
     guard_bell      eventfd that the guard, this process's parent, writes to after it has written ends into the table
     """
 
@@ -296,9 +314,16 @@ class Core:
         log_limit_ends: bool = False,
         table: AttemptTable | None = None,
         guard_bell: int | None = None,
+        cpus: int | None = None,
+        memory: int | None = None,
+        gpus: Sequence[bytes] = (),
     ) -> None: ...
     def submit(self, launches: Sequence[Launch]) -> None:
-        """Queue all or, on `ValueError` (a handle is in use) or `RuntimeError` (closed), none."""
+        """Queue all or, on `ValueError` (a handle is in use, or more is asked for than this Core has) or `RuntimeError`
+        (closed), none.
+
+        An attempt that comes to its turn when what it asks for is not free waits for it; the others go on, but only
+        such as leave it able to start once what ran before has ended (`csrc/admission.pyx`)."""
     def adopt(self, launch: Launch) -> bool:
         """Go on with an attempt whose row (`launch.token`) says that it runs: STARTED, then EXITED as of one's own, by
         the times, the timeout and the begun end of its row, and at the cost of a worker.  The process must be a child
@@ -335,6 +360,9 @@ class Core:
         included), and how long they ran.  Reading stops no lane; `since` gives what came between two readings."""
     def depths(self) -> tuple[int, int, int]:
         """Waiting attempts by priority (HIGH, MED, LOW)."""
+    def resources(self) -> tuple[int, int, int, int]:
+        """What a further attempt could hold at once (cpus, memory, gpus), without keeping those from starting that run
+        and wait already (below 0: these want more than there is); and how many wait that ask for something."""
     @property
     def running(self) -> int: ...
     @property

@@ -194,6 +194,9 @@ class NodeInfo:
     workers: int
     lanes: int
     version: str
+    cpus: int = 0  # thousandths that its attempts may hold at a time …
+    mem: int = 0  # … bytes …
+    gpus: int = 0  # … and thousandths
 
 
 def mark_of(task_id: str, attempt: int, node: str) -> int:

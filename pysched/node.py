@@ -31,7 +31,7 @@ from contextlib import ExitStack, contextmanager, suppress
 import structlog
 
 import pysched
-from pysched import _core, latencies
+from pysched import _core, latencies, machine
 from pysched.engine import reaper, recovery
 from pysched.engine.adoption import Adopter
 from pysched.engine.attempts import Attempts
@@ -43,6 +43,7 @@ from pysched.engine.lease import LEASE_S
 from pysched.engine.listener import Listener
 from pysched.engine.publisher import Publisher
 from pysched.engine.reaper import Reaper
+from pysched.engine.room import Rooms
 from pysched.engine.sweeper import Sweeper
 from pysched.engine.upkeep import Upkeep
 from pysched.errors import HomeInUse, NodeDefect, NodeError, NodeSuperseded, PyschedError, StoreError
@@ -157,6 +158,10 @@ class Node:
         settings, home_id = self._settings, self._home.identity()
         logs = LogFolder(self._home.logs)
         logs.prepare()
+        try:
+            capacity, gpus = machine.offer(settings.cpus, settings.mem, settings.gpus, os.environ)
+        except ValueError as error:
+            raise NodeError(f"gpus: {error}") from None
         self._info = NodeInfo(
             incarnation=self._incarnation,
             home=home_id,
@@ -165,6 +170,9 @@ class Node:
             workers=settings.workers,
             lanes=settings.lane_count,
             version=pysched.__version__,
+            cpus=capacity.cpus,
+            mem=capacity.memory,
+            gpus=capacity.gpus,
         )
         completed = CompletedFolder(settings.completed_folder)
         try:
@@ -190,6 +198,9 @@ class Node:
             log_limit_ends=settings.on_log_limit == "fail",
             table=self._table,
             guard_bell=self._guard.bell,
+            cpus=capacity.cpus,
+            memory=capacity.memory,
+            gpus=list(map(os.fsencode, gpus)),
         )
         self._zygote = self._make_zygote() if warm else None
         self._disks = Disks([self._home.path, completed.path])
@@ -213,7 +224,8 @@ class Node:
             disowned=self._disown,
             backlog=self._has_backlog,
         )
-        claimer = store.claimer(self._incarnation)
+        rooms = Rooms(self._core, self._attempts, capacity, alone=lambda: self._heartbeat.alone)
+        claimer = store.claimer(self._incarnation, rooms.look)
         self._dispatcher = Dispatcher(
             self._core,
             self._attempts,
@@ -226,6 +238,8 @@ class Node:
             fenced=lambda: self._heartbeat.fenced,
             alone=lambda: self._heartbeat.alone,
             reconcile=lambda: self._reconcile(store),
+            short=lambda: claimer.short,
+            capacity=capacity,
         )
         self._reaper = Reaper(
             self._core,
@@ -325,6 +339,9 @@ class Node:
             "ready",
             workers=self._settings.workers,
             lanes=self._settings.lane_count,
+            cpus=self._info.cpus / 1000,
+            mem=self._info.mem,
+            gpus=self._info.gpus // 1000,
             queue=str(self._settings.queue_folder),
             completed=str(self._settings.completed_folder),
         )

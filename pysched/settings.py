@@ -38,6 +38,17 @@ class Settings(BaseSettings):
     lanes: Annotated[int, Field(ge=1, le=256)] | None = Field(
         None, description="native dispatch threads; by default one a processor, at most one a worker"
     )
+    cpus: Annotated[float, Field(ge=0, le=1_000_000)] | None = Field(
+        None, description="processors that tasks may ask for in all; by default those that this process may use"
+    )
+    mem: ByteSize | None = Field(
+        None, description="memory that tasks may ask for in all, as 48GiB; by default the machine's, or the cgroup's"
+    )
+    gpus: str | None = Field(
+        None,
+        description="GPUs that tasks may ask for, as CUDA_VISIBLE_DEVICES names them: 0,1; none for none; by default "
+        "those that NVML sees",
+    )
     queue: Path | None = Field(None, description="folder watched for .task files; HOME/queue by default")
     completed: Path | None = Field(None, description="folder that gets the .done files; HOME/completed by default")
     poll_s: Annotated[float, Field(gt=0, le=60)] = Field(

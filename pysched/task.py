@@ -27,9 +27,10 @@ from pydantic import (
     model_validator,
 )
 
-from pysched import trace
+from pysched import resources, trace
 from pysched.errors import Problem, TaskError
 from pysched.model import ID_PATTERN, Priority, TaskType, new_id
+from pysched.resources import Demand
 
 COMMAND_BYTES = 128 * 1024
 PARAMS_BYTES = 64 * 1024
@@ -109,6 +110,25 @@ def _cwd(value: str) -> str:
     return value
 
 
+def _mem(value: object) -> object:
+    return resources.size(value) if isinstance(value, str) else value
+
+
+def _gpus(value: float) -> float:
+    if value > 1 and value != int(value):
+        raise ValueError(f"{value:g} is no number of GPUs; use a part of one, as 0.5, or whole ones")
+    return value
+
+
+_SIZE_SCHEMA = {
+    "anyOf": [
+        {"type": "integer", "minimum": resources.MEMORY_LEAST, "maximum": resources.MEMORY_MOST},
+        {"type": "string", "pattern": r"^\s*[0-9]+(\.[0-9]+)?\s*([KMGTkmgt][Ii]?)?[Bb]?\s*$"},
+        {"type": "null"},
+    ],
+    "default": None,
+    "description": "bytes, or text as 512MiB or 4GB; held while it runs, and ends it when it uses more",
+}
 _PRIORITY_SCHEMA = {"type": "string", "enum": ["HIGH", "MED", "LOW"], "description": "in any case"}
 _Priority = Annotated[
     Priority, BeforeValidator(_priority), PlainSerializer(lambda p: p.name), WithJsonSchema(_PRIORITY_SCHEMA)
@@ -153,6 +173,18 @@ class Task(BaseModel):
     after: Annotated[list[_Id], Field(max_length=1000)] = Field(default_factory=list)
     env: Annotated[dict[str, str], AfterValidator(_env)] = Field(default_factory=dict)
     cwd: Annotated[str, Field(max_length=4095), AfterValidator(_cwd)] | None = None
+    cpus: Annotated[
+        Annotated[float, Field(ge=0, le=4096)] | None, Field(description="held while it runs; 1 for ml, 0 for system")
+    ] = None
+    mem: Annotated[
+        Annotated[int, Field(ge=resources.MEMORY_LEAST, le=resources.MEMORY_MOST)] | None,
+        BeforeValidator(_mem),
+        WithJsonSchema(_SIZE_SCHEMA),
+    ] = None
+    gpus: Annotated[
+        Annotated[float, Field(ge=0, le=64), AfterValidator(_gpus)] | None,
+        Field(description="a part of one, as 0.5, or whole ones; it gets CUDA_VISIBLE_DEVICES"),
+    ] = None
     tags: Annotated[list[_Tag], Field(max_length=32)] = Field(default_factory=list)
     traceparent: Annotated[
         Annotated[str, Field(pattern=trace.TRACEPARENT), AfterValidator(_traceparent)] | None,
@@ -190,6 +222,15 @@ class Task(BaseModel):
     def spec(self) -> str:
         """The task as JSON without id and defaults: equal content gives equal specs, but for the trace."""
         return _dump(self.model_dump(mode="json", exclude={"id"}, exclude_defaults=True))
+
+    @property
+    def demand(self) -> Demand | None:
+        """What it holds while it runs; None: a worker alone."""
+        if self.cpus is self.mem is self.gpus is None and self.type is TaskType.SYSTEM:
+            return None
+        cpus = self.cpus if self.cpus is not None else 1.0 if self.type is TaskType.ML else 0.0
+        demand = Demand(resources.thousandths(cpus), self.mem or 0, resources.thousandths(self.gpus or 0.0))
+        return demand if any(demand) else None
 
     @classmethod
     def from_spec(cls, task_id: str, spec: str | bytes) -> Task:

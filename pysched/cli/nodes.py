@@ -13,7 +13,8 @@ from pysched.errors import InputError, NotFoundError
 
 _COLUMNS = [
     Column("NODE"), Column("HOST", shrinks=True), Column("PID", right=True), Column("RUNNING", right=True),
-    Column("WORKERS", right=True), Column("LANES", right=True), Column("UP", right=True), Column("VERSION"),
+    Column("WORKERS", right=True), Column("LANES", right=True), Column("CPUS", right=True), Column("MEM", right=True),
+    Column("GPUS", right=True), Column("UP", right=True), Column("VERSION"),
     Column("STATE"),
 ]  # fmt: skip
 
@@ -56,6 +57,7 @@ def command(session: Session, drain: str | None) -> None:
             str(node["running"]),
             str(node["workers"]),
             str(node["lanes"]),
+            *units.resources(node),
             units.duration(max(0.0, (now - units.moment(node["started_at"])).total_seconds())),
             node["version"],
             Cell("draining", "yellow") if node["draining"] else Cell("ready", "green"),

@@ -32,6 +32,13 @@ database = click.option("--database", metavar="URL", help="PostgreSQL to use; wi
 node = apply(
     click.option("--workers", type=int, help="Attempts that run at once; by default one a processor."),
     click.option("--lanes", type=int, help="Native dispatch threads; by default one a processor."),
+    click.option(
+        "--cpus", type=float, help="Processors that tasks may ask for; by default those this process may use."
+    ),
+    click.option("--mem", metavar="SIZE", help="Memory that tasks may ask for, as 48GiB; by default the machine's."),
+    click.option(
+        "--gpus", metavar="A,B", help="GPUs that tasks may ask for; by default those that NVML sees, or none."
+    ),
     click.option("--queue", type=_FOLDER, help="Folder watched for .task files; HOME/queue by default."),
     click.option("--completed", type=_FOLDER, help="Folder that gets .done files; HOME/completed by default."),
     click.option("--poll", "poll_s", type=float, metavar="SECONDS", help="Scan of the queue folder; 1 by default."),

@@ -223,7 +223,8 @@ def _nodes(screen: Screen, width: int, now: datetime, colour: bool) -> list[str]
     if not screen.nodes:
         return [paint(cut("no node is running: nothing starts", width), "yellow", colour=colour)]
     columns = [
-        Column("NODE"), Column("HOST", shrinks=True), Column("BUSY"), Column("LANES", right=True),
+        Column("NODE"), Column("HOST", shrinks=True), Column("BUSY"), Column("CPUS", right=True),
+        Column("MEM", right=True), Column("GPUS", right=True), Column("LANES", right=True),
         Column("UP", right=True), Column("STATE"),
     ]  # fmt: skip
     busiest = sorted(screen.nodes, key=lambda node: -node["running"])
@@ -234,7 +235,8 @@ def _nodes(screen: Screen, width: int, now: datetime, colour: bool) -> list[str]
         up = units.duration(max(0.0, (now - units.moment(node["started_at"])).total_seconds()))
         state = Cell("draining", "yellow") if node["draining"] else Cell("ready", "green")
         busy = f"{bar:·<10} {node['running']}/{node['workers']}"
-        rows.append([node["incarnation"][:8], node["host"], Cell(busy, "cyan"), str(node["lanes"]), up, state])
+        identity: list[Cell | str] = [node["incarnation"][:8], node["host"], Cell(busy, "cyan")]
+        rows.append([*identity, *units.resources(node), str(node["lanes"]), up, state])
     lines = list(table.lines(columns, rows, width=width, colour=colour))
     if len(busiest) > _NODES_SHOWN:
         lines.append(f"and {len(busiest) - _NODES_SHOWN} more nodes")

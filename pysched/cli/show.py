@@ -60,6 +60,7 @@ def _show(session: Session, task: TaskDetail) -> None:
         "progress": "" if task.get("progress") is None else as_json(task["progress"]),
         "result": "" if task["result"] is None else as_json(task["result"]),
         **{name: _shown(spec[name]) for name in _REST if name in spec},
+        "mem": units.size(spec["mem"]) if "mem" in spec else "",
         "stdout": task["stdout"] or "",
         "stderr": task["stderr"] or "",
     }
@@ -75,7 +76,7 @@ def _show(session: Session, task: TaskDetail) -> None:
 # What else a task may say; what was left at its default does not stand in `task`.
 _REST = (
     "type", "entrypoint", "params", "duration_ms", "max_retries", "retry_delay_s", "timeout_s", "grace_s", "delay_s",
-    "after", "env", "cwd", "tags",
+    "after", "env", "cwd", "tags", "cpus", "gpus",
 )  # fmt: skip
 
 

@@ -8,6 +8,9 @@ from typing import TYPE_CHECKING
 
 import click
 
+if TYPE_CHECKING:
+    from pysched.client.results import Node
+
 _SECONDS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86_400.0, "w": 604_800.0}
 _PART = re.compile(r"(\d+(?:\.\d+)?)\s*([a-zµ]*)")
 _LONG = {"sec": "s", "second": "s", "min": "m", "minute": "m", "hour": "h", "hr": "h", "day": "d", "week": "w"}
@@ -79,6 +82,15 @@ def duration(seconds: float) -> str:
         return f"{minutes}m{rest:02}"
     hours, minutes = divmod(minutes, 60)
     return f"{hours}h{minutes:02}" if hours < 48 else f"{hours // 24}d{hours % 24:02}"
+
+
+def resources(node: Node) -> tuple[str, str, str]:
+    """Processors, memory and GPUs: what is held of what there is."""
+    return (
+        f"{node['cpus_held']:g}/{node['cpus']:g}" if node["cpus"] else "-",
+        f"{size(node['mem_held'])}/{size(node['mem'])}" if node["mem"] else "-",
+        f"{node['gpus_held']:g}/{node['gpus']:g}" if node["gpus"] else "-",
+    )
 
 
 def moment(text: str) -> datetime:

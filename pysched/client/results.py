@@ -89,6 +89,12 @@ class Node(TypedDict):
     started_at: str
     renewed_at: str
     lease_until: str
+    cpus: float  # what its attempts may hold at a time, and what is held
+    mem: int
+    gpus: float
+    cpus_held: float
+    mem_held: int
+    gpus_held: float
 
 
 class Stats(TypedDict):
@@ -122,7 +128,7 @@ class Explanation(TypedDict):
 
     id: str
     status: str
-    why: str  # ended, running, blocked, backoff, delayed, paused, no_node, claimed, behind, next
+    why: str  # ended, running, blocked, backoff, delayed, paused, no_node, claimed, too_large, resources, behind, next
     message: str  # a line for people
     waiting_for: list[Accepted]
     ahead: int | None
@@ -133,6 +139,7 @@ class Explanation(TypedDict):
     nodes: int
     workers: int
     running: int
+    asks_for: str | None  # beside a worker
 
 
 class Token(TypedDict):

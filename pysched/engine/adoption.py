@@ -99,7 +99,7 @@ class Adopter:
         except PyschedError:  # of a newer version, that this one has come after
             adoption.outcomes.append(recovery.lost(item, crashes=item.crashes))
             return True
-        held = Held(item.claim, task, program)
+        held = Held(item.claim, task, program, task.demand)
         handle = self._attempts.add(held)
         if row.state != _core.ROW_ENDED:
             if self._core.adopt(held.launch(handle, adopted=row)):

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 from pysched._core import AttemptRow, Launch
 from pysched.model import AttemptKey, Claim, Program
+from pysched.resources import NOTHING, Demand
 from pysched.task import Task
 
 
@@ -19,10 +20,11 @@ class Held:
     claim: Claim
     task: Task
     program: Program
+    demand: Demand | None = None  # what it holds here beside a worker
 
     def launch(self, handle: int, *, adopted: AttemptRow | None = None) -> Launch:
         """What the core is told of it; `adopted`: the row of a process that runs already, which says the rest."""
-        claim, program = self.claim, self.program
+        claim, program, demand = self.claim, self.program, self.demand or NOTHING
         return Launch(
             handle=handle,
             priority=claim.priority,
@@ -40,6 +42,9 @@ class Held:
             mark=program.mark if adopted is None else adopted.mark,
             token=claim.key.token,
             warm=program.warm and adopted is None,
+            cpus=demand.cpus,
+            memory=demand.memory,
+            gpus=demand.gpus,
         )
 
 
@@ -51,6 +56,7 @@ class Attempts:
         self._held: dict[int, Held] = {}
         self._by_key: dict[AttemptKey, int] = {}
         self._empty = threading.Condition()
+        self.released = 0  # attempts that held something beside a worker, and ended
 
     def add(self, held: Held) -> int:
         with self._empty:
@@ -65,7 +71,9 @@ class Attempts:
     def remove(self, handles: Iterable[int]) -> None:
         with self._empty:
             for handle in handles:
-                del self._by_key[self._held.pop(handle).claim.key]
+                held = self._held.pop(handle)
+                del self._by_key[held.claim.key]
+                self.released += held.demand is not None
             if not self._held:
                 self._empty.notify_all()
 

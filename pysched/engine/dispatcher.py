@@ -20,6 +20,7 @@ from pysched.engine.attempts import Attempts, Held
 from pysched.engine.specs import Specs
 from pysched.errors import PyschedError, StoreError
 from pysched.model import AttemptKey, Claim, Priority, Program
+from pysched.resources import Demand
 from pysched.task import Task
 
 POLL_S = 5.0
@@ -41,7 +42,8 @@ class Dispatcher:
 
     `hold()` says why nothing is to be claimed now, or None.  `fenced()`: what a claim brings must not start any more.
     `alone()`: there is no other node whose work this one could take.  `reconcile()` hands back what the store counts as
-    this node's and the node knows nothing of: a claim whose answer was lost, or came too late.
+    this node's and the node knows nothing of: a claim whose answer was lost, or came too late.  `short()`: the last
+    claim left something that will fit once an attempt has given back what it holds; `capacity` is what they may hold.
     """
 
     def __init__(
@@ -58,6 +60,8 @@ class Dispatcher:
         fenced: Callable[[], bool],
         alone: Callable[[], bool],
         reconcile: Callable[[], None],
+        short: Callable[[], bool],
+        capacity: Demand,
     ) -> None:
         self._core = core
         self._attempts = attempts
@@ -73,6 +77,9 @@ class Dispatcher:
         self._fenced = fenced
         self._alone = alone
         self._reconcile = reconcile
+        self._short = short
+        self._capacity = capacity
+        self._short_since: int | None = None  # attempts released before the last claim, if it came short
         self._doubts: list[float] = []  # when to reconcile next, and after that
         self._news = threading.Condition()  # guards the seven below
         self._resumed = False
@@ -174,7 +181,10 @@ class Dispatcher:
             return not self._stopping
 
     def _worth_a_claim(self) -> bool:
-        return (self._room and self._empty < len(Priority)) or self._vacant >= self._empty
+        return (self._room and self._empty < len(Priority)) or self._vacant >= self._empty or self._has_got_resources()
+
+    def _has_got_resources(self) -> bool:
+        return self._short_since is not None and self._short_since != self._attempts.released
 
     def _round(self) -> None:
         """One scheduling round: promote what is due, then claim, prepare and submit until full or drained."""
@@ -187,6 +197,9 @@ class Dispatcher:
         while self._doubts and time.monotonic() >= self._doubts[0]:
             self._reconcile()
             self._doubts.pop(0)
+        if self._has_got_resources():
+            self._short_since = None
+            self._tell(work=True, room=True)
         while not self._stopping:
             self._room, self._vacant = False, -1  # before we look: room that appears from now on must count
             wanted = self._wanted()
@@ -200,7 +213,9 @@ class Dispatcher:
                 news = self._work_news
             overdue = policy.overdue_claims(claimed=self._claimed, limit=limit, ageing_s=self._ageing_s)
             asked_s = time.monotonic()
+            released = self._attempts.released
             claims = self._claim(lowest, limit, overdue)
+            self._short_since = released if self._short() else None
             self._claim_s += (time.monotonic() - asked_s - self._claim_s) / 4
             self._claimed += limit
             if len(claims) < limit:
@@ -229,9 +244,16 @@ class Dispatcher:
             except PyschedError as error:
                 self._unstartable(claim, error)
                 continue
-            held = Held(claim, task, program)
+            held = Held(claim, task, program, _bounded(task, self._capacity))
             launches.append(held.launch(self._attempts.add(held)))
         self._core.submit(launches)
+
+
+def _bounded(task: Task, capacity: Demand) -> Demand | None:
+    """What an attempt holds here.  What was accepted before the store knew what tasks ask for may come to a node that
+    has less: then it gets all there is."""
+    demand = task.demand
+    return None if demand is None else demand.at_most(capacity)
 
 
 class StartRate:

@@ -24,6 +24,7 @@ _CAUSES = {
     _core.CAUSE_CANCEL: Reason.USER,
     _core.CAUSE_SHUTDOWN: Reason.SHUTDOWN,
     _core.CAUSE_LOG_LIMIT: Reason.LOG_LIMIT,
+    _core.CAUSE_MEMORY: Reason.MEMORY,
 }
 
 TakeResult = Callable[[str], "tuple[str | None, str | None]"]  # (JSON text or None, what is wrong with it or None)

@@ -23,8 +23,10 @@ _INHERITED = frozenset(
 )
 _INHERITED_PREFIXES = ("LC_", "OMP_", "OPENBLAS_", "MKL_", "CUDA_", "NVIDIA_")
 _DEFAULT_PATH = "/usr/local/bin:/usr/bin:/bin"
-# An ML job computes with one thread: the scheduler fills the processors with jobs.
-_ONE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "BLIS_NUM_THREADS"), "1")
+# How many threads libraries compute with: as many as the job asks for processors, since the scheduler fills the others.
+_THREADS = (
+    "OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "BLIS_NUM_THREADS", "NUMEXPR_NUM_THREADS"
+)  # fmt: skip
 # What is read when the interpreter starts or a library is loaded: a warm process has done that already.
 _READ_AT_START = re.compile(
     r"PYTHON|LD_|OMP_|KMP_|GOMP_|OPENBLAS|GOTO_|MKL_|BLIS_|NUMEXPR_|NPY_|MALLOC_|GLIBC_|CUDA_|NVIDIA_|LC_|LANG"
@@ -115,9 +117,14 @@ class Launcher:
         path = task.env.get("PATH", self._inherited["PATH"])
         argv, own = _words(task)
         ml = task.command is None and task.type is TaskType.ML
-        env = {**self._inherited, **(_ONE_THREAD if ml else {}), **_trace(task), **task.env, **own}
+        threads = _threads(task)
+        computing = dict.fromkeys(_THREADS, str(threads)) if threads else {}
+        env = {**self._inherited, **computing, **_trace(task), **task.env, **own}
+        if task.gpus:
+            env.pop("CUDA_VISIBLE_DEVICES", None)  # the core says which
         words = [os.fsencode(word) for word in argv]
-        warm = ml and self._warm and not any(map(_READ_AT_START.match, task.env))
+        # Its libraries were loaded with one thread each.
+        warm = ml and self._warm and threads == 1 and not any(map(_READ_AT_START.match, task.env))
         return _Plan(
             task=task,
             argv=words,
@@ -135,6 +142,12 @@ def _trace(task: Task) -> dict[str, str]:
     """The variables by which OpenTelemetry's tools find the trace that they belong to."""
     context = {"TRACEPARENT": task.traceparent, "TRACESTATE": task.tracestate}
     return {name: value for name, value in context.items() if value is not None}
+
+
+def _threads(task: Task) -> int:
+    """That it should compute with; 0: it does not say."""
+    cpus = 0 if task.demand is None else task.demand.cpus
+    return max(1, cpus // 1000) if cpus or task.type is TaskType.ML else 0
 
 
 def inherited(environ: Mapping[str, str]) -> dict[str, str]:

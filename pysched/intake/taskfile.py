@@ -15,7 +15,7 @@ from pysched.task import FIELDS, Task, parse_task
 FILE_BYTES = 1024 * 1024
 _KEPT_BYTES = 4_096  # a longer file is seldom like another
 _IGNORED = frozenset({"attempts", "created_at_ms"})  # fields of the seed's files
-_TEXT_FIELDS = frozenset({"id", "name", "type", "priority", "entrypoint", "cwd"})  # the others hold JSON
+_TEXT_FIELDS = frozenset({"id", "name", "type", "priority", "entrypoint", "cwd", "mem"})  # the others hold JSON
 
 
 def parse_task_file(stem: str, data: bytes) -> Task:

@@ -263,6 +263,7 @@ def _insert(conn: Conn, items: Sequence[New], source: uuid.UUID) -> set[str]:
             "delays": arrays.numbers([item.task.delay_s for item in chunk]),
             "states": arrays.texts([item.state.value for item in chunk]),
             "waiting": arrays.numbers([item.waiting_for for item in chunk]),
+            **dict(zip(("cpus", "mem", "gpus"), arrays.demands([item.task for item in chunk]), strict=True)),
             "source": source,
         }
         created.update(task_id for (task_id,) in conn.execute(_QUERIES.insert, columns))

@@ -8,6 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from datetime import datetime
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from pysched.task import Task
 
 
 def texts(values: Iterable[str | None]) -> str:
@@ -23,6 +27,13 @@ def numbers(values: Iterable[float | bool | None]) -> str:
 def times(values: Iterable[datetime | None]) -> str:
     """timestamptz[]; every element knows its zone."""
     return "{" + ",".join(["NULL" if value is None else value.isoformat() for value in values]) + "}"
+
+
+def demands(tasks: Iterable[Task]) -> tuple[str, str, str]:
+    """integer[], bigint[], integer[]: what tasks ask for; NULL for those that ask for a worker alone."""
+    asked = [task.demand or (None, None, None) for task in tasks]
+    cpus, memory, gpus = (numbers([demand[i] for demand in asked]) for i in range(3))
+    return cpus, memory, gpus
 
 
 def _quoted(value: str | None) -> str:

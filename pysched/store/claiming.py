@@ -12,6 +12,14 @@ has come in each class, and goes on from there::
 What becomes ready behind that place (a retry, a freed or a handed-back task, one of larger rank) waits for the next
 whole claim: at most `_SHARE` times what a whole claim takes, which thus costs at most a twentieth of the time.
 Only where the store is that slow does any of this happen; else every claim is a whole one, exact to the task.
+
+Tasks that ask for processors, memory or GPUs wait at a place of their own, and while there are any the statements above
+give nothing.  Then a claim is two statements: what could be claimed is read, `resources.choose` says which, and those
+that nobody else has taken meanwhile are.  Once nothing is left there, claims are as before::
+
+    one statement ── gave nothing ► two statements
+      ▲                              │
+      └── nothing that asks for anything was there
 """
 
 from __future__ import annotations
@@ -22,8 +30,10 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from pysched import resources
 from pysched.model import AttemptKey, Claim, Priority
 from pysched.policy import Overdue
+from pysched.resources import PLENTY, Candidate, Demand, Room
 from pysched.store import arrays, sql
 from pysched.store.database import Database
 
@@ -33,19 +43,36 @@ _TASK_S = 0.00005
 _SHARE = 20
 _ANY_RANK = 2**31  # above all
 
+_ROUNDS = 4  # in which others take what one has chosen
+
 _QUERIES = sql.load("claim")
+_SIZED = sql.load("sized")
 _PRIORITIES = list(Priority)
 
 
+def unlimited() -> Room:
+    """Of whoever does not count."""
+    return Room(capacity=PLENTY, free=PLENTY)
+
+
 class Claimer:
-    """The claims of one incarnation; one thread at a time.  `schema`: the version of it that this code knows."""
+    """The claims of one incarnation; one thread at a time.  `schema`: the version of it that this code knows; `room()`:
+    what there is for tasks that ask for something."""
 
     def __init__(
-        self, database: Database, incarnation: uuid.UUID, schema: int, clock: Callable[[], float] = time.monotonic
+        self,
+        database: Database,
+        incarnation: uuid.UUID,
+        schema: int,
+        clock: Callable[[], float] = time.monotonic,
+        room: Callable[[], Room] = unlimited,
     ) -> None:
         self._database = database
         self._node = {"node": incarnation, "schema": schema}
+        self._room = room
         self._clock = clock
+        self._sized = False  # tasks that ask for something wait, as far as is known
+        self.short = False  # the last claim left one that will fit once more is free
         self._whole_from_s = 0.0  # when a whole claim may be made again
         self._excess_s: deque[float] = deque(maxlen=_SLOW_IN_A_ROW)  # of the last whole claims
         self._heads: dict[Priority, tuple[int, int]] = {}  # rank and sequence before which nothing was left
@@ -53,6 +80,48 @@ class Claimer:
 
     def claim(self, *, lowest: Priority, limit: int, overdue: Sequence[Overdue] = ()) -> list[Claim]:
         """See `Store.claim`."""
+        self.short = False
+        claims = [] if self._sized else self._plain(lowest, limit, overdue)
+        return claims or self._of_all(lowest, limit, overdue)
+
+    def _of_all(self, lowest: Priority, limit: int, overdue: Sequence[Overdue]) -> list[Claim]:
+        claims: list[Claim] = []
+        room = self._room()
+        for _ in range(_ROUNDS):
+            found = self._candidates(lowest, limit - len(claims), overdue, room)
+            chosen, self.short = resources.choose(found, limit=limit - len(claims), room=room)
+            taken = self._take(chosen)
+            claims += taken
+            if len(taken) == len(chosen):
+                break
+            room = room.after([candidate for candidate in found if candidate.id in {claim.key.id for claim in taken}])
+        return _in_order(claims)
+
+    def _take(self, ids: Sequence[str]) -> list[Claim]:
+        """Those of them that nobody has taken meanwhile."""
+        if not ids:
+            return []
+        rows = self._database.execute(_SIZED.take, {**self._node, "ids": arrays.texts(ids)})
+        return [claim_of(row) for row in rows]
+
+    def _candidates(self, lowest: Priority, limit: int, overdue: Sequence[Overdue], room: Room) -> list[Candidate]:
+        beyond = room.ahead + (room.reserve_after_s is not None)
+        parameters = {
+            "lowest": int(lowest),
+            "limit": limit,
+            "firsts": min(limit, beyond) or 1,
+            "cpus": max(0, room.free.cpus), "mem": max(0, room.free.memory), "gpus": max(0, room.free.gpus),
+            "has_cpus": room.capacity.cpus, "has_mem": room.capacity.memory, "has_gpus": room.capacity.gpus,
+            **_overdue(overdue),
+        }  # fmt: skip
+        rows = self._database.execute(_SIZED.candidates, {**self._node, **parameters})
+        self._sized = any(sized for *_, sized in rows)
+        return [
+            Candidate(id=task_id, demand=None if cpus is None else Demand(cpus, mem, gpus), waited_s=waited_s)
+            for task_id, cpus, mem, gpus, waited_s, _ in rows
+        ]
+
+    def _plain(self, lowest: Priority, limit: int, overdue: Sequence[Overdue]) -> list[Claim]:
         if self._clock() >= self._whole_from_s:
             return self._whole(lowest, limit, self._with_owed(overdue, limit))
         claims = self._resumed(lowest, limit)
@@ -68,9 +137,7 @@ class Claimer:
         parameters = {
             "lowest": int(lowest),
             "limit": limit,
-            "overdue_priorities": arrays.numbers([int(part.priority) for part in overdue]),
-            "overdue_after": arrays.numbers([part.after_s for part in overdue]),
-            "overdue_limits": arrays.numbers([part.limit for part in overdue]),
+            **_overdue(overdue),
         }
         claims = _in_order(
             [claim_of(row) for row in self._database.execute(_QUERIES.claim, {**self._node, **parameters})]
@@ -116,6 +183,14 @@ class Claimer:
             found.append(Overdue(priority=part.priority, after_s=part.after_s, limit=min(part.limit, limit)))
             limit -= found[-1].limit
         return found
+
+
+def _overdue(overdue: Sequence[Overdue]) -> dict[str, str]:
+    return {
+        "overdue_priorities": arrays.numbers([int(part.priority) for part in overdue]),
+        "overdue_after": arrays.numbers([part.after_s for part in overdue]),
+        "overdue_limits": arrays.numbers([part.limit for part in overdue]),
+    }
 
 
 def claim_of(row: Sequence[Any]) -> Claim:

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
 
+from pysched import resources
 from pysched.errors import NotFoundError
 from pysched.model import State
+from pysched.resources import Demand
 from pysched.store import sql
 from pysched.store.database import Conn, Database
 from pysched.store.views import rfc3339
 
 SHOWN = 20  # of the tasks that it waits for
 COUNTED = 10_000  # of the tasks that come first
+_NODES_SHOWN = 4
 
 _QUERIES = sql.load("control")
 
@@ -36,6 +40,8 @@ class Situation:
     nodes: int  # alive and not draining …
     workers: int  # … what they run at once …
     running: int  # … and what they ran at their last heartbeat
+    demand: Demand | None = None  # what it asks for beside a worker
+    offers: list[tuple[Demand, Demand]] = field(default_factory=list)  # what each of those nodes has, and what is held
 
 
 def explain(database: Database, task_id: str) -> dict[str, Any]:
@@ -56,6 +62,7 @@ def explain(database: Database, task_id: str) -> dict[str, Any]:
         "nodes": situation.nodes,
         "workers": situation.workers,
         "running": situation.running,
+        "asks_for": None if situation.demand is None else resources.shown(situation.demand),
     }
 
 
@@ -79,11 +86,14 @@ def verdict(now: Situation) -> tuple[str, str]:
             )
         return "delayed", f"starts no sooner than {due}"
     if now.place == "claimed":
-        return "claimed", f"node {now.node} has it and starts it when a worker is free"
+        free = "a worker is free" if now.demand is None else f"a worker and {resources.shown(now.demand)} are free"
+        return "claimed", f"node {now.node} has it and starts it when {free}"
     if now.paused:
         return "paused", "the queue is paused; resume it with POST /queue/resume or 'scheduler queue resume'"
     if not now.nodes:
         return "no_node", "no node is alive that takes tasks; start one with 'scheduler run' or 'scheduler up'"
+    if now.demand is not None and (found := _lacking(now.demand, now.offers)) is not None:
+        return found
     if now.ahead or now.running >= now.workers:
         first = f"{ahead} come first" if now.ahead != 1 else f"{ahead} comes first"
         busy = f"{min(now.running, now.workers)} of {now.workers} workers are busy"
@@ -91,19 +101,34 @@ def verdict(now: Situation) -> tuple[str, str]:
     return "next", "nothing is in its way; a node takes it in a moment"
 
 
+def _lacking(demand: Demand, offers: Sequence[tuple[Demand, Demand]]) -> tuple[str, str] | None:
+    """What is not there for it, or not now."""
+    asked = f"it asks for {resources.shown(demand)}"
+    fitting = [(has, held) for has, held in offers if demand.within(has)]
+    if not fitting:
+        most = resources.shown(Demand(*map(max, zip(*(has for has, _ in offers), strict=True))))
+        return "too_large", f"{asked}, and no node has so much ({most} at most); it waits for a larger one"
+    if any(demand.within(has.without(held)) for has, held in fitting):
+        return None
+    free = "; ".join(
+        f"{resources.shown(has.without(held))} of {resources.shown(has)}" for has, held in fitting[:_NODES_SHOWN]
+    )
+    return "resources", f"{asked}, and free are, node by node: {free}"
+
+
 def _situation(conn: Conn, task_id: str) -> Situation:
     rows = conn.execute(_QUERIES.situation, {"id": task_id}).fetchall()
     if not rows:
         raise NotFoundError(f"there is no task {task_id}")
-    state, place, priority, rank, sequence, attempts, due_at, holder, reason, waiting_for, paused = rows[0]
+    state, place, priority, rank, sequence, attempts, due_at, holder, reason, waiting_for, paused, *asked = rows[0]
     needs: list[tuple[Any, ...]] = []
     ahead = 0
     if state == State.BLOCKED.value:
         needs = conn.execute(_QUERIES.waits_for, {"id": task_id, "limit": SHOWN}).fetchall()
-    elif place == "ready":
+    elif place in {"ready", "sized"}:
         key = {"priority": priority, "rank": rank, "sequence": sequence, "limit": COUNTED + 1}
         ((ahead,),) = conn.execute(_QUERIES.ahead, key).fetchall()
-    ((nodes, workers, running),) = conn.execute(_QUERIES.capacity).fetchall()
+    living = conn.execute(_QUERIES.capacity).fetchall()
     return Situation(
         state=State(state),
         place=place,
@@ -116,7 +141,9 @@ def _situation(conn: Conn, task_id: str) -> Situation:
         ahead=min(ahead, COUNTED),
         ahead_is_more=ahead > COUNTED,
         paused=paused,
-        nodes=nodes,
-        workers=workers,
-        running=running,
+        nodes=len(living),
+        workers=sum(row[0] for row in living),
+        running=sum(row[1] for row in living),
+        demand=None if asked[0] is None else Demand(*asked),
+        offers=[(Demand(*row[2:5]), Demand(*row[5:8])) for row in living],
     )

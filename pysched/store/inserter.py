@@ -187,6 +187,7 @@ class Inserter:
             arrays.numbers([task.rank for task in tasks]),
             arrays.texts([task.spec() for task in tasks]),
             arrays.numbers([task.delay_s for task in tasks]),
+            *arrays.demands(tasks),
         )
         return [*(column.encode() for column in columns), self._source]
 

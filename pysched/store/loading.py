@@ -96,9 +96,11 @@ def _row(task_id: str, task: Task, spec: str, state: State, now: datetime, since
     Before `not_before` nothing makes the task ready again, and at `due_at` it is queued.
     """
     name = (task.name or task_id).replace("\\", "\\\\")
+    demand = task.demand
+    asked = "\\N\t\\N\t\\N" if demand is None else f"{demand.cpus}\t{demand.memory}\t{demand.gpus}"
     due_at = (now + timedelta(seconds=task.delay_s)).isoformat() if state is State.SCHEDULED else "\\N"
     return (
         f"{task_id}\t{name}\t{task.type.value}\t{task.priority.value}\t{task.rank}\t"
         + spec.replace("\\", "\\\\")
-        + f"\t{state.value}\t{since}\t{due_at}\t{due_at}\n"
+        + f"\t{state.value}\t{since}\t{due_at}\t{due_at}\t{asked}\n"
     )

@@ -35,8 +35,9 @@ from pysched.model import (
     State,
 )
 from pysched.policy import Overdue
+from pysched.resources import Room
 from pysched.store import accepting, arrays, ending, loading, migrate, retention, sql, views
-from pysched.store.claiming import Claimer, claim_of
+from pysched.store.claiming import Claimer, claim_of, unlimited
 from pysched.store.control import Control
 from pysched.store.database import Conn, Database, Line
 from pysched.task import Task
@@ -248,7 +249,7 @@ class Store(Control):
         """The nodes that live, oldest first."""
         return [
             {
-                **{name: value if isinstance(value, int | str) else str(value) for name, value in row.items()},
+                **{name: value if isinstance(value, int | float | str) else str(value) for name, value in row.items()},
                 **{name: views.rfc3339(row[name]) for name in ("started_at", "renewed_at", "lease_until")},
             }
             for row in (dict(zip(_NODE_COLUMNS, row, strict=True)) for row in self._database.execute(_NODES.list))
@@ -268,10 +269,10 @@ class Store(Control):
         """
         return self.claimer(incarnation).claim(lowest=lowest, limit=limit, overdue=overdue)
 
-    def claimer(self, incarnation: uuid.UUID) -> Claimer:
+    def claimer(self, incarnation: uuid.UUID, room: Callable[[], Room] = unlimited) -> Claimer:
         """The same for a node that claims again and again: it does not begin at the head each time, should that be
-        slow."""
-        return Claimer(self._database, incarnation, self._schema)
+        slow.  `room()` is what it has for tasks that ask for processors, memory or GPUs."""
+        return Claimer(self._database, incarnation, self._schema, room=room)
 
     def unstarted(self, incarnation: uuid.UUID) -> builtins.list[AttemptKey]:
         """What a node has claimed and not started: what it compares with its memory after a lost answer."""
@@ -414,7 +415,7 @@ class Store(Control):
 
 _NODE_COLUMNS = (
     "incarnation", "home", "host", "pid", "workers", "lanes", "version", "running", "draining",
-    "started_at", "renewed_at", "lease_until",
+    "started_at", "renewed_at", "lease_until", "cpus", "mem", "gpus", "cpus_held", "mem_held", "gpus_held",
 )  # fmt: skip
 
 

@@ -71,7 +71,7 @@ def depths(database: Database) -> tuple[dict[Priority, int], int]:
     """See `Store.depths`."""
     found: dict[str, Counter[int]] = {"queued": Counter(), "claimed": Counter(), "submitted": Counter()}
     for place, priority, number in database.execute(_QUERIES.depths_and_total, {"limit": _COUNTED}):
-        found[place][priority] = number
+        found[place][priority] += number
     queued, claimed = found["queued"], found["claimed"]
     if sum(queued.values()) >= _COUNTED:
         live = database.read(_live)
@@ -101,7 +101,7 @@ def _live(conn: Conn) -> _Live:
 def _by_place(rows: Iterable[tuple[Any, ...]]) -> _Live:
     counts: _Live = {place: Counter() for place in (*_PLACES, "claimed queued", "claimed running")}
     for place, priority, count in rows:
-        counts[place][priority] = count
+        counts[place][priority] += count
     return counts
 
 

@@ -132,7 +132,7 @@ def test_jobs_that_misbehave_harm_no_good_one(site: Site) -> None:
             task, end = MISBEHAVING[number // 10 % len(MISBEHAVING)]
             wanted[f"bad-{number}"] = end
             site.drop(f"bad-{number}", warm(site, **task))
-    node = site.node("--log-limit", "1MiB", "--on-log-limit", "fail", workers=8)
+    node = site.node("--log-limit", "1MiB", "--on-log-limit", "fail", "--cpus", "8", workers=8)
     records = site.all_done(len(wanted))
     found = {name: {field: records[name][field] for field in end} for name, end in wanted.items()}
     assert found == wanted
@@ -159,7 +159,7 @@ def test_a_job_outlives_a_killed_node_and_the_zygote_does_not(site: Site) -> Non
 def test_a_node_that_is_killed_while_jobs_are_forked_loses_none_and_runs_none_twice(site: Site) -> None:
     lines = "def append(name):\n    with open(name, 'a') as file:\n        file.write('x')\n"
     (site.root / "jobs.py").write_text(lines)
-    guard = site.node(workers=8)
+    guard = site.node("--cpus", "8", workers=8)
     for number in range(60):
         site.drop(f"job-{number}", warm(site, entrypoint="jobs:append", params={"name": f"ran.{number}"}))
     for count in (1, 20):
@@ -171,7 +171,7 @@ def test_a_node_that_is_killed_while_jobs_are_forked_loses_none_and_runs_none_tw
 
 
 def test_a_zygote_that_is_killed_costs_no_job(site: Site) -> None:
-    node = site.node(workers=8)
+    node = site.node("--cpus", "8", workers=8)
     for number in range(40):
         site.drop(f"task-{number}", warm(site, duration_ms=1, params={"seed": number}))
     for count in (1, 2):

@@ -15,6 +15,7 @@ from pysched.engine import dispatcher
 from pysched.engine.attempts import Attempts
 from pysched.engine.dispatcher import Dispatcher
 from pysched.model import AttemptKey, Claim, Priority, Program
+from pysched.resources import NOTHING
 from pysched.task import Task
 
 DEADLINE_S = 60.0
@@ -88,6 +89,8 @@ def dispatching(core: StillCore, claims: Claims) -> Iterator[Dispatcher]:
         fenced=lambda: False,
         alone=lambda: False,
         reconcile=lambda: None,
+        short=lambda: False,
+        capacity=NOTHING,
     )
     instance.start()
     try:

@@ -3,13 +3,15 @@
 WITH given AS (
     SELECT * FROM unnest(
         %(ids)s::text[], %(names)s::text[], %(types)s::text[], %(priorities)s::smallint[], %(ranks)s::integer[],
-        %(specs)s::text[], %(delays)s::float8[], %(states)s::text[], %(waiting)s::integer[]
-    ) WITH ORDINALITY AS g (id, name, type, priority, rank, spec, delay_s, state, waiting_for, position)
+        %(specs)s::text[], %(delays)s::float8[], %(states)s::text[], %(waiting)s::integer[], %(cpus)s::integer[],
+        %(mem)s::bigint[], %(gpus)s::integer[]
+    ) WITH ORDINALITY AS g (id, name, type, priority, rank, spec, delay_s, state, waiting_for, cpus, mem, gpus, position)
 ), created AS (
     INSERT INTO pysched.tasks
-        (id, name, type, priority, rank, spec, state, waiting_for, reason, submitted_at, not_before, due_at, finished_at)
+        (id, name, type, priority, rank, spec, state, waiting_for, cpus, mem, gpus, reason, submitted_at, not_before, due_at,
+        finished_at)
     SELECT
-        id, name, type, priority, rank, spec, state, waiting_for,
+        id, name, type, priority, rank, spec, state, waiting_for, cpus, mem, gpus,
         CASE WHEN state = 'cancelled' THEN 'dependency' END,
         now(),
         CASE WHEN delay_s > 0 THEN now() + make_interval(secs => delay_s) END,

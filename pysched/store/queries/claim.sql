@@ -1,4 +1,5 @@
 -- name: claim
+-- Nothing while a task waits that asks for processors, memory or GPUs: then sized.sql has the statements for all.
 -- First the overdue ones that the caller asks for, then the others in order, `limit` in all.
 -- The ids of rows come from an array of ctids: whatever the statistics say, that is a TID scan.
 -- No bound of an index is taken from clock_timestamp(): as it changes within a statement, each entry would be looked at.
@@ -7,6 +8,7 @@ WITH allowed AS (
     WHERE incarnation = %(node)s::uuid AND ended_at IS NULL AND NOT draining AND lease_until > clock_timestamp()
       AND NOT EXISTS (SELECT FROM pysched.control WHERE paused)
       AND NOT EXISTS (SELECT FROM pysched.migrations WHERE number > %(schema)s::integer AND NOT additive)
+      AND NOT EXISTS (SELECT FROM pysched.tasks WHERE place = 'sized')
 ), overdue AS MATERIALIZED (
     SELECT ready.ctid
     FROM unnest(%(overdue_priorities)s::smallint[], %(overdue_after)s::float8[], %(overdue_limits)s::integer[])
@@ -42,6 +44,7 @@ WITH allowed AS (
     WHERE incarnation = %(node)s::uuid AND ended_at IS NULL AND NOT draining AND lease_until > clock_timestamp()
       AND NOT EXISTS (SELECT FROM pysched.control WHERE paused)
       AND NOT EXISTS (SELECT FROM pysched.migrations WHERE number > %(schema)s::integer AND NOT additive)
+      AND NOT EXISTS (SELECT FROM pysched.tasks WHERE place = 'sized')
 )
 UPDATE pysched.tasks AS t
 SET holder = %(node)s::uuid, token = nextval('pysched.tokens'), attempts = attempts + 1

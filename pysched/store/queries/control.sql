@@ -42,7 +42,8 @@ WITH changed AS (
 SELECT pg_notify('pysched', 'cancel')::text FROM changed LIMIT 1;
 
 -- name: situation
-SELECT t.state, t.place, t.priority, t.rank, t.sequence, t.attempts, t.due_at, t.holder, t.reason, t.waiting_for, c.paused
+SELECT t.state, t.place, t.priority, t.rank, t.sequence, t.attempts, t.due_at, t.holder, t.reason, t.waiting_for, c.paused,
+    t.cpus, t.mem, t.gpus
 FROM pysched.tasks AS t, pysched.control AS c WHERE t.id = %(id)s;
 
 -- name: waits_for
@@ -61,11 +62,25 @@ SELECT count(*) FROM (
     UNION ALL
     (SELECT FROM pysched.tasks WHERE place = 'ready' AND priority = %(priority)s::smallint AND rank = %(rank)s::integer
         AND sequence < %(sequence)s::bigint LIMIT %(limit)s::integer)
+    UNION ALL
+    (SELECT FROM pysched.tasks WHERE place = 'sized' AND priority < %(priority)s::smallint LIMIT %(limit)s::integer)
+    UNION ALL
+    (SELECT FROM pysched.tasks WHERE place = 'sized' AND priority = %(priority)s::smallint AND rank > %(rank)s::integer
+        LIMIT %(limit)s::integer)
+    UNION ALL
+    (SELECT FROM pysched.tasks WHERE place = 'sized' AND priority = %(priority)s::smallint AND rank = %(rank)s::integer
+        AND sequence < %(sequence)s::bigint LIMIT %(limit)s::integer)
 ) AS before_it;
 
 -- name: capacity
-SELECT count(*), coalesce(sum(workers), 0)::bigint, coalesce(sum(running), 0)::bigint
-FROM pysched.nodes WHERE ended_at IS NULL AND NOT draining AND lease_until > clock_timestamp();
+-- A node a row, with what it has and what is held of it.
+SELECT n.workers, n.running, n.cpus, n.mem, n.gpus, coalesce(held.cpus, 0), coalesce(held.mem, 0), coalesce(held.gpus, 0)
+FROM pysched.nodes AS n LEFT JOIN (
+    SELECT holder, sum(cpus)::bigint, sum(mem)::bigint, sum(gpus)::bigint
+    FROM pysched.tasks WHERE place = 'claimed' AND cpus IS NOT NULL
+    GROUP BY holder
+) AS held (holder, cpus, mem, gpus) ON held.holder = n.incarnation
+WHERE n.ended_at IS NULL AND NOT n.draining AND n.lease_until > clock_timestamp();
 
 -- name: create_token
 INSERT INTO pysched.access_tokens (name, digest, scope, created_at)

@@ -3,7 +3,8 @@ SELECT now();
 
 -- name: copy
 -- As `insert` in accept.sql; a test holds the two together.
-COPY pysched.tasks (id, name, type, priority, rank, spec, state, submitted_at, not_before, due_at) FROM STDIN;
+COPY pysched.tasks (id, name, type, priority, rank, spec, state, submitted_at, not_before, due_at, cpus, mem, gpus)
+FROM STDIN;
 
 -- name: tally
 INSERT INTO pysched.tallies AS t (source, kind, priority, total)

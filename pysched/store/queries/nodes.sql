@@ -1,6 +1,7 @@
 -- name: register
-INSERT INTO pysched.nodes AS n (incarnation, home, host, pid, workers, lanes, version, started_at, renewed_at, lease_until)
-VALUES (%(incarnation)s, %(home)s, %(host)s, %(pid)s, %(workers)s, %(lanes)s, %(version)s, now(), now(),
+INSERT INTO pysched.nodes AS n (incarnation, home, host, pid, workers, lanes, version, cpus, mem, gpus, started_at, renewed_at,
+    lease_until)
+VALUES (%(incarnation)s, %(home)s, %(host)s, %(pid)s, %(workers)s, %(lanes)s, %(version)s, %(cpus)s, %(mem)s, %(gpus)s, now(), now(),
     now() + make_interval(secs => %(lease_s)s))
 ON CONFLICT (incarnation) DO UPDATE SET renewed_at = now(), lease_until = excluded.lease_until
 WHERE n.ended_at IS NULL;
@@ -19,8 +20,9 @@ WHERE incarnation = %(incarnation)s AND ended_at IS NULL
 RETURNING others.living, others.expired;
 
 -- name: revive
-INSERT INTO pysched.nodes AS n (incarnation, home, host, pid, workers, lanes, version, started_at, renewed_at, lease_until)
-VALUES (%(incarnation)s, %(home)s, %(host)s, %(pid)s, %(workers)s, %(lanes)s, %(version)s, now(), now(),
+INSERT INTO pysched.nodes AS n (incarnation, home, host, pid, workers, lanes, version, cpus, mem, gpus, started_at, renewed_at,
+    lease_until)
+VALUES (%(incarnation)s, %(home)s, %(host)s, %(pid)s, %(workers)s, %(lanes)s, %(version)s, %(cpus)s, %(mem)s, %(gpus)s, now(), now(),
     now() + make_interval(secs => %(lease_s)s))
 ON CONFLICT (incarnation) DO UPDATE SET renewed_at = now(), lease_until = excluded.lease_until, ended_at = NULL;
 
@@ -81,7 +83,13 @@ WHERE place = 'claimed' AND holder = %(incarnation)s::uuid AND token = ANY(%(tok
 ORDER BY sequence;
 
 -- name: list
-SELECT incarnation, home, host, pid, workers, lanes, version, running, draining, started_at, renewed_at, lease_until
-FROM pysched.nodes
+SELECT incarnation, home, host, pid, workers, lanes, version, running, draining, started_at, renewed_at, lease_until,
+    nodes.cpus / 1000.0::float8, nodes.mem, nodes.gpus / 1000.0::float8, coalesce(held.cpus, 0) / 1000.0::float8, coalesce(held.mem, 0)::bigint,
+    coalesce(held.gpus, 0) / 1000.0::float8
+FROM pysched.nodes LEFT JOIN (
+    SELECT holder, sum(cpus)::bigint, sum(mem)::bigint, sum(gpus)::bigint
+    FROM pysched.tasks WHERE place = 'claimed' AND state = 'running' AND cpus IS NOT NULL
+    GROUP BY holder
+) AS held (holder, cpus, mem, gpus) ON held.holder = incarnation
 WHERE ended_at IS NULL AND lease_until > clock_timestamp()
 ORDER BY started_at, incarnation;

@@ -11,6 +11,7 @@ FROM pysched.attempts WHERE task_id = %(id)s ORDER BY attempt;
 -- name: live
 -- Each branch reads one partial index; tasks that have ended are in none of them.
 SELECT 'queued', priority, count(*) FROM pysched.tasks WHERE place = 'ready' GROUP BY priority
+UNION ALL SELECT 'queued', priority, count(*) FROM pysched.tasks WHERE place = 'sized' GROUP BY priority
 UNION ALL SELECT 'scheduled', priority, count(*) FROM pysched.tasks WHERE place = 'scheduled' GROUP BY priority
 UNION ALL SELECT 'blocked', priority, count(*) FROM pysched.tasks WHERE place = 'blocked' GROUP BY priority
 UNION ALL SELECT 'claimed ' || state, priority, count(*) FROM pysched.tasks WHERE place = 'claimed' GROUP BY state, priority;
@@ -27,6 +28,8 @@ FROM pysched.tallies GROUP BY priority;
 -- As `live`, but no more of each place than a limit.
 SELECT 'queued', priority, count(*) FROM (
     SELECT priority FROM pysched.tasks WHERE place = 'ready' LIMIT %(limit)s::integer) AS ready GROUP BY priority
+UNION ALL SELECT 'queued', priority, count(*) FROM (
+    SELECT priority FROM pysched.tasks WHERE place = 'sized' LIMIT %(limit)s::integer) AS sized GROUP BY priority
 UNION ALL SELECT 'scheduled', priority, count(*) FROM (
     SELECT priority FROM pysched.tasks WHERE place = 'scheduled' LIMIT %(limit)s::integer) AS scheduled GROUP BY priority
 UNION ALL SELECT 'blocked', priority, count(*) FROM (
@@ -40,6 +43,8 @@ SELECT coalesce(sum(total), 0)::bigint FROM pysched.tallies WHERE kind = 'submit
 -- As `live_up_to`, of what is queued, and `submitted`: for a look each second, in one statement.
 SELECT 'queued', priority, count(*) FROM (
     SELECT priority FROM pysched.tasks WHERE place = 'ready' LIMIT %(limit)s::integer) AS ready GROUP BY priority
+UNION ALL SELECT 'queued', priority, count(*) FROM (
+    SELECT priority FROM pysched.tasks WHERE place = 'sized' LIMIT %(limit)s::integer) AS sized GROUP BY priority
 UNION ALL SELECT 'claimed', priority, count(*) FROM pysched.tasks WHERE place = 'claimed' AND state = 'queued' GROUP BY priority
 UNION ALL SELECT 'submitted', 0, coalesce(sum(total), 0)::bigint FROM pysched.tallies WHERE kind = 'submitted';
 

@@ -1,0 +1,348 @@
+# What attempts ask for beside a worker (processors, memory, GPUs), and what this node has of it.
+#
+#     lane pops it ─► fits, nobody is parked ─────────────────────────► HELD, it starts
+#           ╰──────► PARKED ─ something was given back, and it fits ─► HELD, back into its bucket ─► lane
+#
+# An attempt that asks for nothing never comes here.  What a share is:
+#
+#     WANTED   from submit on: counted, so that nobody claims more than can start before long
+#     HELD     from its admission to its end: `held` exceeds `capacity` only for adopted attempts, which run already
+#
+# Parked attempts stand in the order in which they start (class, rank, sequence; one that is overdue first).  The first
+# of them that does not fit is *reserved for*: what comes behind it may start only if it leaves that one able to start
+# as soon as everything that was there before has ended, so small ones fill the gaps (backfill) and never starve a large
+# one.  Run times are not known, so nothing is concluded from them.
+#
+# Locks: `mutex` is the innermost of all; a bucket's may be held when a withdrawn record is buried.  Admitted records
+# are pushed once it is free.
+
+from libc.stdint cimport int64_t, uint32_t, uint64_t
+from libc.stdio cimport snprintf
+from libcpp.atomic cimport memory_order_acquire, memory_order_relaxed, memory_order_seq_cst
+
+from native cimport CLOCK_BOOTTIME, array, padded_atomic, padded_mutex
+
+cdef int64_t PLENTY = <int64_t> 1 << 60
+
+
+cdef struct Device:
+    int64_t rest        # thousandths that nobody holds
+    char[DEVICE_NAME_BYTES] name
+
+
+cdef cppclass Admission:
+    # Everything is guarded by the mutex but `devices[…].name` and `count`, which never change.
+    padded_mutex mutex
+    int64_t[RESOURCES] capacity
+    int64_t[RESOURCES] held
+    int64_t[RESOURCES] wanted
+    int64_t waiting     # attempts whose share is WANTED
+    int count
+    Device[DEVICES_MAX] devices
+    int64_t ageing_ns   # as the queue's
+    array[RecordPtr] parked
+    uint64_t reserved   # handle of the one that is reserved for
+    bint reserves       # whether there is one
+    int64_t[RESOURCES] reservation  # what it asks for
+    uint32_t era        # changes with it
+    int64_t[RESOURCES] behind   # held by attempts that were let past it
+    padded_atomic[uint32_t] crowd   # how many are parked; to be read without the mutex
+
+
+cdef void admission_init(Admission* admission, const int64_t* capacity, int64_t ageing_ns) noexcept nogil:
+    cdef int i
+    for i in range(RESOURCES):
+        admission.capacity[i] = capacity[i]
+        admission.held[i] = admission.wanted[i] = admission.behind[i] = 0
+    admission.ageing_ns = ageing_ns
+    admission.waiting = 0
+    admission.count = 0
+    admission.era = 1
+    admission.reserves = False
+
+
+# ---- devices ---------------------------------------------------------------------------------------------------------
+
+cdef uint64_t admission_devices(Admission* admission, int64_t wanted) noexcept nogil:
+    """Which devices to give for so many thousandths, as bits; 0: they are not free.  A part of one goes where it leaves
+    the least, so that whole ones stay whole."""
+    cdef uint64_t found = 0
+    cdef int i, best = -1
+    if wanted < WHOLE:
+        for i in range(admission.count):
+            if admission.devices[i].rest >= wanted and (
+                    best < 0 or admission.devices[i].rest < admission.devices[best].rest):
+                best = i
+        return <uint64_t> 1 << best if best >= 0 else 0
+    for i in range(admission.count):
+        if admission.devices[i].rest == WHOLE and wanted > 0:
+            found |= <uint64_t> 1 << i
+            wanted -= WHOLE
+    return found if wanted <= 0 else 0
+
+
+cdef void admission_take_devices(Admission* admission, uint64_t devices, int64_t amount) noexcept nogil:
+    """Negative: give them back."""
+    cdef int64_t each = amount
+    cdef int i
+    if amount >= WHOLE:
+        each = WHOLE
+    elif amount <= -WHOLE:
+        each = -WHOLE
+    for i in range(admission.count):
+        if devices >> i & 1:
+            admission.devices[i].rest -= each
+
+
+cdef void record_write_tail(Record* record, int lane) noexcept nogil:
+    """The environment's last entries: PYSCHED_LANE, and for a job with GPUs CUDA_VISIBLE_DEVICES right behind it, since
+    zygote_ask sends the texts as they lie there."""
+    cdef char* place = record.lane_text + snprintf(record.lane_text, 4, b"%d", lane) + 1
+    cdef bint first = True
+    cdef int i
+    if record.devices_entry == NULL:
+        return
+    record.devices_entry[0] = place
+    place += snprintf(place, DEVICES_HEAD_BYTES, b"CUDA_VISIBLE_DEVICES=")
+    for i in range(record.admission.count):
+        if record.devices >> i & 1:
+            place += snprintf(
+                place, DEVICE_NAME_BYTES + 1, b"%s%s", b"" if first else b",", record.admission.devices[i].name)
+            first = False
+
+
+# ---- shares, under the mutex -----------------------------------------------------------------------------------------
+
+cdef bint admission_fits(Admission* admission, const Record* record) noexcept nogil:
+    cdef int i
+    for i in range(RESOURCES):
+        if record.demand[i] and admission.held[i] + record.demand[i] > admission.capacity[i]:
+            return False
+    return record.demand[RESOURCE_GPU] == 0 or admission_devices(admission, record.demand[RESOURCE_GPU]) != 0
+
+
+cdef bint admission_may_pass(Admission* admission, const Record* record) noexcept nogil:
+    """Whether the one that is reserved for can still start once all that was there before it has ended."""
+    cdef int i
+    for i in range(RESOURCES):
+        if record.demand[i] and admission.reservation[i] and (
+                admission.behind[i] + record.demand[i] + admission.reservation[i] > admission.capacity[i]):
+            return False
+    return True
+
+
+cdef void admission_hold(Admission* admission, Record* record) noexcept nogil:
+    cdef int i
+    if record.share == SHARE_WANTED:
+        admission.waiting -= 1
+    for i in range(RESOURCES):
+        if record.share == SHARE_WANTED:
+            admission.wanted[i] -= record.demand[i]
+        admission.held[i] += record.demand[i]
+    record.share = SHARE_HELD
+    if record.demand[RESOURCE_GPU]:
+        if record.devices == 0:  # else an adopted attempt brings them
+            record.devices = admission_devices(admission, record.demand[RESOURCE_GPU])
+        admission_take_devices(admission, record.devices, record.demand[RESOURCE_GPU])
+
+
+cdef void admission_give_up(Admission* admission, Record* record) noexcept nogil:
+    """Whatever share it has."""
+    cdef int i
+    if record.share == SHARE_WANTED:
+        admission.waiting -= 1
+    for i in range(RESOURCES):
+        if record.share == SHARE_WANTED:
+            admission.wanted[i] -= record.demand[i]
+        elif record.share == SHARE_HELD:
+            admission.held[i] -= record.demand[i]
+            if record.era == admission.era:
+                admission.behind[i] -= record.demand[i]
+    if record.share == SHARE_HELD and record.devices:
+        admission_take_devices(admission, record.devices, -record.demand[RESOURCE_GPU])
+    record.share = SHARE_NONE
+
+
+cdef void admission_reserve(Admission* admission, const Record* record) noexcept nogil:
+    """For this one from now on; NULL: for none."""
+    cdef int i
+    if record == NULL:
+        if admission.reserves:
+            admission.era += 1
+        admission.reserves = False
+        return
+    if admission.reserves and admission.reserved == record.handle:
+        return
+    admission.reserves = True
+    admission.reserved = record.handle
+    admission.era += 1
+    for i in range(RESOURCES):
+        admission.reservation[i] = record.demand[i]
+        admission.behind[i] = 0
+
+
+cdef size_t admission_first(Admission* admission) noexcept nogil:
+    """Who of the parked comes before all others: the one that is overdue for longest, else the first in order."""
+    cdef int64_t time_ns, longest_ns = 0, over_ns
+    cdef size_t i, first = 0
+    cdef Record* record
+    if admission.ageing_ns == 0:
+        return 0
+    time_ns = now(CLOCK_BOOTTIME)
+    for i in range(admission.parked.size()):
+        record = admission.parked[i]
+        over_ns = time_ns - record.ticket.queued_ns - record.ticket.cls * admission.ageing_ns
+        if record.ticket.cls and over_ns > longest_ns:
+            longest_ns = over_ns
+            first = i
+    return first
+
+
+cdef void admission_pass(Admission* admission, array[RecordPtr]* admitted, array[RecordPtr]* dead) noexcept nogil:
+    """Admit what may start now of the parked, in order; `dead`: those that were withdrawn."""
+    cdef array[RecordPtr] waiting
+    cdef Record* record
+    cdef Record* reserved = NULL
+    cdef size_t i, k, first = admission_first(admission)
+    waiting.swap(admission.parked)
+    for i in range(waiting.size()):
+        k = first if i == 0 else i - 1 if i <= first else i
+        record = waiting[k]
+        if admission_fits(admission, record) and (reserved == NULL or admission_may_pass(admission, record)):
+            admission_hold(admission, record)
+            if reserved != NULL:
+                record.era = admission.era
+                for k in range(RESOURCES):
+                    admission.behind[k] += record.demand[k]
+            if record_change(record, RECORD_PARKED, RECORD_QUEUED):
+                admitted.push_back(record)
+                continue
+            admission_give_up(admission, record)
+        if record.state.load(memory_order_acquire) == RECORD_WITHDRAWN:
+            dead.push_back(record)
+            continue
+        if reserved == NULL:
+            reserved = record
+            admission_reserve(admission, record)
+        admission_insert(admission, record)
+    if reserved == NULL:
+        admission_reserve(admission, NULL)
+    admission.crowd.store(<uint32_t> admission.parked.size(), memory_order_seq_cst)
+
+
+cdef void admission_insert(Admission* admission, Record* record) noexcept nogil:
+    """At its place in the order."""
+    cdef size_t i
+    admission.parked.push_back(record)
+    i = admission.parked.size() - 1
+    while i > 0 and starts_first(record.ticket, admission.parked[i - 1].ticket):
+        admission.parked[i] = admission.parked[i - 1]
+        i -= 1
+    admission.parked[i] = record
+
+
+# ---- what the engine and the lanes call ------------------------------------------------------------------------------
+
+cdef void admission_want(Record* record) noexcept nogil:
+    """It is about to be queued."""
+    cdef Admission* admission = record.admission
+    cdef int i
+    admission.mutex.lock()
+    admission.waiting += 1
+    for i in range(RESOURCES):
+        admission.wanted[i] += record.demand[i]
+    record.share = SHARE_WANTED
+    admission.mutex.unlock()
+
+
+cdef void admission_hold_anyway(Record* record) noexcept nogil:
+    """It runs already."""
+    record.admission.mutex.lock()
+    admission_hold(record.admission, record)
+    record.admission.mutex.unlock()
+
+
+cdef void admission_forget(Record* record) noexcept nogil:
+    """The record goes; whoever can push to the queue calls engine_admit afterwards."""
+    record.admission.mutex.lock()
+    admission_give_up(record.admission, record)
+    record.admission.mutex.unlock()
+
+
+cdef bint engine_admits(Engine* engine, Record* record) noexcept nogil:
+    """Whether a record that a lane has taken may start; else it is parked, and comes back by its bucket."""
+    cdef Admission* admission = record.admission
+    cdef bint parks = True
+    if record.share == SHARE_HELD:  # it was parked, or put back for a shortage
+        return True
+    admission.mutex.lock()
+    if admission.parked.empty() and admission_fits(admission, record):
+        admission_hold(admission, record)
+        parks = False
+    else:
+        # Before it can be found: from then on kill() may withdraw it.
+        record.state.store(RECORD_PARKED, memory_order_release)
+        admission_insert(admission, record)
+        admission.crowd.store(<uint32_t> admission.parked.size(), memory_order_seq_cst)
+    admission.mutex.unlock()
+    if parks:
+        engine_admit(engine)
+    return not parks
+
+
+cdef void engine_admit(Engine* engine) noexcept nogil:
+    """Something was given back, or somebody has come or gone: let the parked start that may.
+
+    seq_cst on both sides: whoever parks a record looks through here afterwards, so no give-back is missed that came
+    before; one that comes after finds the crowd."""
+    cdef Admission* admission = engine.admission
+    cdef array[RecordPtr] admitted, dead
+    cdef size_t i
+    if admission.crowd.load(memory_order_seq_cst) == 0:
+        return
+    admission.mutex.lock()
+    admission_pass(admission, &admitted, &dead)
+    admission.mutex.unlock()
+    for i in range(dead.size()):
+        record_free(dead[i])
+    for i in range(admitted.size()):
+        queue_push(&engine.queue, admitted[i].home, &admitted[i].ticket)
+        # The record may have run and been freed by now.
+        engine_offer(engine, 0, 1)
+
+
+cdef void engine_withdraw_parked(Engine* engine, array[RecordPtr]* found) noexcept nogil:
+    """Move all that are parked to `found`, as if they had been popped; the caller withdraws and frees them."""
+    cdef Admission* admission = engine.admission
+    cdef array[RecordPtr] parked
+    cdef size_t i
+    admission.mutex.lock()
+    parked.swap(admission.parked)
+    admission_reserve(admission, NULL)
+    admission.crowd.store(0, memory_order_seq_cst)
+    admission.mutex.unlock()
+    for i in range(parked.size()):
+        found.push_back(parked[i])
+
+
+cdef void admission_depths(Admission* admission, int64_t* depths) noexcept nogil:
+    """Add the parked of each class."""
+    cdef size_t i
+    if admission.crowd.load(memory_order_relaxed) == 0:
+        return
+    admission.mutex.lock()
+    for i in range(admission.parked.size()):
+        depths[admission.parked[i].ticket.cls] += 1
+    admission.mutex.unlock()
+
+
+cdef int64_t admission_rest(Admission* admission, int which) noexcept nogil:
+    """Under the mutex: what of a resource another attempt could have at once, beside all that wait; below 0: they want
+    more than there is."""
+    cdef int64_t rest = admission.capacity[which] - admission.held[which] - admission.wanted[which]
+    cdef int64_t beside
+    if admission.reserves:
+        # The one that is reserved for is among those that want; what it waits for is not to be had by others.
+        beside = admission.capacity[which] - admission.behind[which] - admission.wanted[which]
+        rest = min(rest + admission.reservation[which], beside)
+    return rest
