@@ -50,6 +50,7 @@ include "attempt_table.pyx"   # running attempts in a file, for whoever comes af
 include "engine.pyx"          # what the lanes share: registry, submission, waking
 include "killer.pyx"          # the thread that ends trees
 include "zygote.pyx"          # warm starts: jobs that a zygote forks
+include "worker.pyx"          # processes that make one call after the other
 include "strays.pyx"          # members of a tree that shed its mark
 include "lane.pyx"            # the threads: exploit, wait
 include "adoption.pyx"        # attempts of an earlier incarnation in a lane's hands

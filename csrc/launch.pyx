@@ -74,6 +74,7 @@ cdef class Launch:
     cdef readonly uint64_t mark
     cdef readonly uint64_t token
     cdef readonly bint warm
+    cdef readonly uint64_t reuse
     cdef int64_t timeout_ns
     cdef int64_t grace_ns
     cdef readonly double waited_s
@@ -81,7 +82,7 @@ cdef class Launch:
 
     def __cinit__(
         self, *, handle, priority, rank, sequence, argv, candidates, env, cwd, stdout, stderr, timeout_s=None,
-        grace_s=5.0, waited_s=0.0, mark=0, token=0, warm=False,
+        grace_s=5.0, waited_s=0.0, mark=0, token=0, warm=False, reuse=0,
     ):
         self.handle = whole("handle", handle, 0, UINT64_MAX)
         self.priority = whole("priority", priority, 0, CLASSES - 1)
@@ -110,6 +111,7 @@ cdef class Launch:
         self.mark = whole("mark", mark, 0, 2**61 - 1)
         self.token = whole("token", token, 0, UINT64_MAX)
         self.warm = warm
+        self.reuse = whole("reuse", reuse, 0, UINT64_MAX)
 
     def __repr__(self):
         return f"<Launch {self.handle} {self.argv!r}>"

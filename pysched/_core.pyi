@@ -76,6 +76,8 @@ class Launch:
                  the same for whoever must find what is left of the attempt; 0: the core makes one
     warm         forked by the zygote (Core.meet_zygote) instead of executed: argv says what it calls, candidates are
                  not looked at
+    reuse        0 … 2**64-1; not 0: a warm attempt whose process may make the calls of further attempts with the same
+                 number, one after the other (`csrc/worker.pyx`)
 
     Raises `ValueError` (names the field) for a NUL byte, an empty argv, candidates or path, a number out of range,
     and `TypeError` for anything that is not of the annotated type.
@@ -100,6 +102,7 @@ class Launch:
         mark: int = 0,
         token: int = 0,
         warm: bool = False,
+        reuse: int = 0,
     ) -> None: ...
     @property
     def handle(self) -> int: ...
@@ -133,6 +136,8 @@ class Launch:
     def token(self) -> int: ...
     @property
     def warm(self) -> bool: ...
+    @property
+    def reuse(self) -> int: ...
 
 @final
 class Event:

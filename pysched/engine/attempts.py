@@ -40,6 +40,7 @@ class Held:
             mark=program.mark if adopted is None else adopted.mark,
             token=claim.key.token,
             warm=program.warm and adopted is None,
+            reuse=program.reuse,
         )
 
 
