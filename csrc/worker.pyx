@@ -221,6 +221,7 @@ cdef void worker_rest(Lane* lane, WorkerProcess* worker) noexcept nogil:
             idle += 1
             if oldest == NULL or lane.workers[i].timer.deadline_ns < oldest.timer.deadline_ns:
                 oldest = lane.workers[i]
+    # relaxed: the limit decides nothing here but how many are kept, and nothing is read by it.
     if idle > <size_t> max(1, lane.engine.workers.load(memory_order_relaxed) // lane.engine.lanes):
         worker_hang_up(lane, oldest)
 

@@ -138,10 +138,11 @@ def _tell(status: int, *, ready: bool, problem: str | None) -> None:
 
 
 def run(job: Job, problem: str | None, worker: Worker | None) -> NoReturn:
-    """Be the job, and end as a Python program does; a worker is another job then."""
+    """Be the job, and end as a Python program does; a worker is another job then, unless it has a problem, which the
+    zygote may have mended by then."""
     gc.enable()
     code = _perform(job, problem)
-    while worker is not None and worker.end(code):
+    while worker is not None and problem is None and worker.end(code):
         code = _perform(worker.next(code or 0), problem)
     _leave(code)
 

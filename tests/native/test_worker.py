@@ -286,6 +286,21 @@ def test_a_module_that_changes_on_disk_is_imported_again(jobs: Reused, tmp_path:
     assert jobs.call("jobs:counts") == [pid, 2]
 
 
+def test_a_preload_that_fails_does_not_stay_in_a_worker(start: Callable[..., Run], tmp_path: Path) -> None:
+    (tmp_path / "jobs.py").write_text(JOBS)
+    jobs = Reused(start(lanes=1, workers=1), tmp_path, ("mine",), tmp_path / "early")
+    jobs.zygote.start()
+    try:
+        handle = jobs.submit("jobs:pid")
+        assert jobs.end(handle) == 2
+        assert "preload: 'mine' cannot be imported" in jobs.error(handle)["message"]
+        (tmp_path / "early").mkdir()
+        (tmp_path / "early" / "mine.py").write_text("")
+        wait_until(lambda: jobs.end(jobs.submit("jobs:pid")) == 0, "the next try")
+    finally:
+        jobs.zygote.stop()
+
+
 def test_exit_handlers_run_when_the_worker_ends(jobs: Reused, tmp_path: Path) -> None:
     jobs.call("jobs:at_exit", {"name": str(tmp_path / "done")})
     assert not (tmp_path / "done").exists()
