@@ -7,6 +7,7 @@ Jobs: durable ones, from one batch over HTTP to the last `.done`, with 8 workers
     bare    a process with numpy that forks, `_exit`s and waits: no function, no log, no record
     cold    `python -c "import numpy"`, one after the other
 
+Reused: the same with `reuse: true`, against `ProcessPoolExecutor(2).submit`, which records nothing.
 Sweep: trainings on the digits data, 2 workers, against `xargs -P2` over `python ml/ml_task.py`, and, with `--peers` an
 interpreter that has joblib, numpy and scikit-learn, against `joblib.Parallel(2)` with loky in a process of its own.
 Memory: what 8 forked processes that wait have in all (PSS, shared pages by shares), against one.
@@ -16,6 +17,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import multiprocessing
 import os
 import resource
 import subprocess
@@ -23,6 +25,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Mapping
+from concurrent.futures import ProcessPoolExecutor
 from itertools import count as counter
 from pathlib import Path
 from typing import Any
@@ -142,16 +145,42 @@ def jobs(count: int, rounds: int) -> None:
         print(f"{race.speed(name, 'bare')} a bare fork loop, {race.speed(name, 'cold')} cold starts")
 
 
+def reused(count: int, rounds: int) -> None:
+    with (
+        running("up", "--port", "0", "--workers", "8") as server,
+        ProcessPoolExecutor(2, mp_context=multiprocessing.get_context("forkserver")) as pool,
+    ):
+
+        def durably() -> None:
+            durable(
+                server, [{"entrypoint": "builtins:dict", "params": {"number": n}, "reuse": True} for n in range(count)]
+            )
+
+        def pooled() -> None:
+            for future in [pool.submit(dict, number=n) for n in range(count)]:
+                future.result()
+
+        durably()
+        pooled()
+        race = Race({"reused": lambda: timed(durably), "pool": lambda: timed(pooled)}, rounds=rounds)
+    print(f"reused: {count / race.seconds('reused'):.0f} calls/s, {race.speed('reused', 'pool')} ProcessPoolExecutor")
+
+
 def sweeps(trainings: int, rounds: int, peers: str | None) -> None:
     given = list(sweep.settings(trainings, epochs=3))
     lines = "".join(" ".join(f"--{name} {value}" for name, value in params.items()) + "\n" for params in given)
     with running("up", "--port", "0", "--workers", "2") as server:
+        tasks = [{"entrypoint": "pysched.ml.ml_task:train", "params": params} for params in given]
 
         def warm() -> None:
-            durable(server, [{"entrypoint": "pysched.ml.ml_task:train", "params": params} for params in given])
+            durable(server, tasks)
+
+        def again() -> None:
+            durable(server, [{**task, "reuse": True} for task in tasks])
 
         contenders = {
             "warm": lambda: timed(warm),
+            "reused": lambda: timed(again),
             "xargs": lambda: timed(
                 lambda: program("xargs", "-P2", "-L1", sys.executable, ml_task.__file__, give=lines)
             ),
@@ -162,9 +191,11 @@ def sweeps(trainings: int, rounds: int, peers: str | None) -> None:
                 lambda: program(interpreter, "-c", _LOKY, ml_task.__file__, give=json.dumps(given))
             )
         warm()
+        again()
         race = Race(contenders, rounds=rounds)
-    print(f"sweep: {trainings / race.seconds('warm'):.0f} trainings/s", end="")
-    print("".join(f", {race.speed('warm', name)} {name}" for name in contenders if name != "warm"))
+    for ours in ("warm", "reused"):
+        print(f"sweep, {ours}: {trainings / race.seconds(ours):.0f} trainings/s", end="")
+        print("".join(f", {race.speed(ours, name)} {name}" for name in contenders if name != ours))
 
 
 def memory() -> None:
@@ -195,6 +226,7 @@ def main() -> int:
     parser.add_argument("--peers")
     options = parser.parse_args()
     jobs(options.count, options.rounds)
+    reused(10 * options.count, options.rounds)
     sweeps(options.trainings, options.rounds, options.peers)
     memory()
     return 0

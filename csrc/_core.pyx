@@ -52,6 +52,7 @@ include "admission.pyx"       # processors, memory and GPUs: who may start, who 
 include "killer.pyx"          # the thread that ends trees
 include "zygote.pyx"          # warm starts: jobs that a zygote forks
 include "memory.pyx"          # the thread that looks at what attempts with a limit use
+include "worker.pyx"          # processes that make one call after the other
 include "strays.pyx"          # members of a tree that shed its mark
 include "lane.pyx"            # the threads: exploit, wait
 include "adoption.pyx"        # attempts of an earlier incarnation in a lane's hands

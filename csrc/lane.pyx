@@ -70,6 +70,8 @@ cdef cppclass Lane:
     void* stack         # of the child between clone and exec
     int64_t peak_kb     # of this process's memory, see record_reap
     Zygote zygote
+    array[WorkerPtr] workers    # that make calls, or may
+    array[WorkerPtr] buried     # gone, and perhaps in this round's events
     # Of lane 0 alone, which keeps adopted attempts, see adoption.pyx:
     int guard_bell      # eventfd: the guard has written ends; -1: there is no guard
     int guard           # its pidfd
@@ -89,6 +91,7 @@ cdef void lane_main(void* argument) noexcept nogil:
     while lane.engine.stopping.load(memory_order_acquire) == 0:
         busy = lane_exploit(lane)
         lane_wait(lane, busy)
+    lane_free_workers(lane)
     outbox_post(&lane.engine.outbox, &lane.notes)
 
 
@@ -281,12 +284,15 @@ cdef void lane_wait(Lane* lane, bint busy) noexcept nogil:
     for i in range(ready):
         if events[i].data.ptr == &lane.clock:
             lane.clock_ns = 0
+        elif worker_tagged(events[i].data.ptr):
+            lane_hear_worker(lane, events[i].data.ptr)
         elif events[i].data.ptr == &lane.zygote:
             lane_hear_zygote(lane)
         elif events[i].data.ptr == &lane.guard_bell or events[i].data.ptr == &lane.guard:
             lane.guard_stirred = True
         elif events[i].data.ptr != &mail.bell:
             lane_reap(lane, <Record*> events[i].data.ptr)
+    lane_clear_graves(lane)
     if lane.guard_stirred:
         lane_hear_guard(lane)
     if lane.surplus:
@@ -407,6 +413,8 @@ cdef void lane_tell_end(
     if record.adopted:
         record_date_end(record, &note)
     note.cpu_ns = cpu_time_ns(usage)
+    if record.worker != NULL:
+        note.cpu_ns -= record.worker.cpu_ns  # the others' calls
     note.max_rss_kb = max(usage.ru_maxrss, memory_unwatch(lane.engine, record))
     note.survivors = survivors
     lane.notes.push_back(note)
@@ -418,7 +426,11 @@ cdef void lane_tell_end(
 
 cdef void lane_release(Lane* lane, Record* record) noexcept nogil:
     """Nothing is left of the attempt: forget it, and keep its slot for the next."""
+    cdef WorkerProcess* worker = record.worker
     lane_unwatch(lane, record)
+    if worker != NULL:  # it has ended with its call, and is collected
+        worker.collected = True
+        worker_bury(lane, worker)
     if record.awaits_row:
         lane_forget_unrecorded(lane, record)
     close(record.pidfd)

@@ -88,6 +88,7 @@ cdef class Launch:
     cdef readonly int64_t cpus
     cdef readonly int64_t memory
     cdef readonly int64_t gpus
+    cdef readonly uint64_t reuse
     cdef int64_t timeout_ns
     cdef int64_t grace_ns
     cdef readonly double waited_s
@@ -95,7 +96,7 @@ cdef class Launch:
 
     def __cinit__(
         self, *, handle, priority, rank, sequence, argv, candidates, env, cwd, stdout, stderr, timeout_s=None,
-        grace_s=5.0, waited_s=0.0, mark=0, token=0, warm=False, cpus=0, memory=0, gpus=0,
+        grace_s=5.0, waited_s=0.0, mark=0, token=0, warm=False, cpus=0, memory=0, gpus=0, reuse=0,
     ):
         self.handle = whole("handle", handle, 0, UINT64_MAX)
         self.priority = whole("priority", priority, 0, CLASSES - 1)
@@ -129,6 +130,7 @@ cdef class Launch:
         self.gpus = whole("gpus", gpus, 0, DEVICES_MAX * WHOLE)
         if self.gpus > WHOLE and self.gpus % WHOLE:
             raise ValueError(f"gpus: {gpus} is no whole number of devices; use up to 1000, or a multiple of it")
+        self.reuse = whole("reuse", reuse, 0, UINT64_MAX)
 
     def __repr__(self):
         return f"<Launch {self.handle} {self.argv!r}>"

@@ -120,6 +120,8 @@ cdef void lane_run_timers(Lane* lane) noexcept nogil:
             note.ended_ns = now(CLOCK_REALTIME)
             lane.notes.push_back(note)
             free(alarm)
+        elif timer.kind == TIMER_WORKER:
+            lane_time_worker(lane, <WorkerProcess*> timer.owner)
         elif timer.kind == TIMER_WATCH:
             lane_watch_again(lane)
         # TIMER_BACKOFF: being disarmed is all there is to it

@@ -76,6 +76,8 @@ cdef cppclass Record:
     uint32_t answered   # adopted: requests to the killer, when it said last that the tree is gone
     uint8_t cause
     bint warm           # forked by the zygote, see zygote.pyx
+    uint64_t reuse      # key of the workers that may make the call, see worker.pyx; 0: none, it is a process of its own
+    WorkerProcess* worker  # that makes it, or is asked to
     int64_t ending_grace_ns  # of a kill that came while it was starting; -1: none did
     # its tree, see tree.pyx
     rlimit mark
@@ -111,6 +113,7 @@ ctypedef Record* RecordPtr
 cdef cppclass Tree      # tree.pyx
 cdef cppclass Row       # attempt_table.pyx
 cdef cppclass Admission  # admission.pyx
+cdef cppclass WorkerProcess  # worker.pyx
 
 cdef enum:
     LANE_TEXT_BYTES = 17  # PYSCHED_LANE=255 and the NUL
@@ -312,6 +315,7 @@ cdef Record* record_new(Launch launch) except NULL:
     record.demand[RESOURCE_CPU] = launch.cpus
     record.demand[RESOURCE_MEMORY] = launch.memory
     record.demand[RESOURCE_GPU] = launch.gpus
+    record.reuse = launch.reuse if launch.warm else 0
     record.ending_grace_ns = -1
     record.token = launch.token
     record.timer.owner = record

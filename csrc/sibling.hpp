@@ -35,18 +35,38 @@ struct StartReply {
     std::uint8_t step;            // STEP_NONE: it runs
 };
 
+// One datagram back at the end of a call, by a worker that is ready for another one.
+struct CallEnd {
+    std::uint64_t token;
+    std::int64_t cpu_ns; // of this call
+    std::int64_t max_rss_kb; // of the worker
+    int status;              // as of wait(2)
+    char longer[20];         // than a StartReply, by which the two are told apart
+};
+static_assert(sizeof(CallEnd) != sizeof(StartReply));
+
 constexpr std::size_t start_request_max = 192 * 1024;
 
 // ---- the lane's side ----------------------------------------------------------------------------------------------
 
-// 0 or errno; EAGAIN: the zygote is behind.
-inline int send_start(int socket, StartRequest *request, char *texts, std::size_t size) noexcept {
+// 0 or errno; EAGAIN: the zygote is behind.  `handed`: a descriptor that the other side gets, too; -1: none.
+inline int send_start(int socket, StartRequest *request, char *texts, std::size_t size, int handed) noexcept {
     if (size > start_request_max)
         return EMSGSIZE;
     iovec parts[2] = {{request, sizeof *request}, {texts, size}};
+    alignas(cmsghdr) char control[CMSG_SPACE(sizeof handed)] = {};
     msghdr message{};
     message.msg_iov = parts;
     message.msg_iovlen = 2;
+    if (handed >= 0) {
+        message.msg_control = control;
+        message.msg_controllen = sizeof control;
+        cmsghdr *head = CMSG_FIRSTHDR(&message);
+        head->cmsg_level = SOL_SOCKET;
+        head->cmsg_type = SCM_RIGHTS;
+        head->cmsg_len = CMSG_LEN(sizeof handed);
+        std::memcpy(CMSG_DATA(head), &handed, sizeof handed);
+    }
     return sendmsg(socket, &message, MSG_DONTWAIT | MSG_NOSIGNAL) < 0 ? errno : 0;
 }
 
@@ -61,6 +81,45 @@ inline int receive_reply(int socket, StartReply *reply) noexcept {
     return size < 0 ? errno : EPIPE;
 }
 
+inline bool worker_sockets(int *ours, int *theirs) noexcept {
+    int pair[2];
+    if (socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, pair) != 0)
+        return false;
+    *ours = pair[0];
+    *theirs = pair[1];
+    return true;
+}
+
+enum WorkerSaid { WORKER_NOTHING, WORKER_STARTED, WORKER_ENDED, WORKER_LEFT };
+
+inline WorkerSaid receive_of_worker(int socket, StartReply *reply, CallEnd *end) noexcept {
+    union {
+        StartReply reply;
+        CallEnd end;
+    } said;
+    ssize_t size;
+    do
+        size = recv(socket, &said, sizeof said, MSG_DONTWAIT);
+    while (size < 0 && errno == ECONNRESET);
+    if (size < 0 && errno == EAGAIN)
+        return WORKER_NOTHING;
+    if (size == static_cast<ssize_t>(sizeof said.reply)) {
+        *reply = said.reply;
+        return WORKER_STARTED;
+    }
+    if (size == static_cast<ssize_t>(sizeof said.end)) {
+        *end = said.end;
+        return WORKER_ENDED;
+    }
+    return WORKER_LEFT;
+}
+
+// The end of a call is known, and stands in its row: the worker's own end says nothing of that call any more.
+inline bool acknowledge_end(int socket) noexcept {
+    const char word = 0;
+    return send(socket, &word, sizeof word, MSG_DONTWAIT | MSG_NOSIGNAL) == 1;
+}
+
 // ---- the zygote's side --------------------------------------------------------------------------------------------
 
 struct Inbox {
@@ -68,14 +127,28 @@ struct Inbox {
     char texts[start_request_max];
 };
 
-// 1: a request, 0: the node has closed its end, -1: errno.
-inline int receive_start(int socket, Inbox *inbox) noexcept {
+// 1: a request, 2: an acknowledgement, 0: the node has closed its end, -1: errno.  `handed`: the descriptor that came with
+// it, or -1.
+inline int receive_start(int socket, Inbox *inbox, int *handed) noexcept {
+    iovec part = {inbox, sizeof *inbox};
+    alignas(cmsghdr) char control[CMSG_SPACE(sizeof *handed)];
+    msghdr message{};
+    message.msg_iov = &part;
+    message.msg_iovlen = 1;
+    message.msg_control = control;
+    message.msg_controllen = sizeof control;
+    *handed = -1;
     ssize_t size;
     do
-        size = recv(socket, inbox, sizeof *inbox, 0);
+        size = recvmsg(socket, &message, MSG_CMSG_CLOEXEC);
     while (size < 0 && errno == EINTR);
     if (size < 0)
         return errno == ECONNRESET ? 0 : -1;
+    const cmsghdr *head = CMSG_FIRSTHDR(&message);
+    if (head != nullptr && head->cmsg_level == SOL_SOCKET && head->cmsg_type == SCM_RIGHTS)
+        std::memcpy(handed, CMSG_DATA(head), sizeof *handed);
+    if (size == 1)
+        return 2;
     return size > static_cast<ssize_t>(sizeof inbox->request) ? 1 : 0;
 }
 
@@ -150,13 +223,8 @@ inline bool open_as(int wanted, const char *path, int flags) noexcept {
     return moved;
 }
 
-inline Step job_prepare(const StartRequest *request, const char *texts, int table) noexcept {
+inline Step call_prepare(const StartRequest *request, const char *texts) noexcept {
     constexpr int log = O_WRONLY | O_CREAT | O_APPEND | O_NOFOLLOW | O_NOCTTY;
-    const pid_t pid = getpid();
-    if (request->row_pid >= 0 && pwrite(table, &pid, sizeof pid, request->row_pid) < 0)
-        return STEP_CLONE;
-    if (setsid() < 0)
-        return STEP_SESSION;
     if (!open_as(0, "/dev/null", O_RDONLY))
         return STEP_STDIN;
     if (!open_as(1, texts + request->output[0], log))
@@ -170,9 +238,21 @@ inline Step job_prepare(const StartRequest *request, const char *texts, int tabl
     return STEP_NONE;
 }
 
-// In the child: become the job, and say so.  Returns only if the node knows of us now and nothing of the zygote's is open.
-// `table`: the file of attempts; -1: there is none.
-inline void job_begin(const Inbox *inbox, int socket, int table) noexcept {
+inline Step job_prepare(const StartRequest *request, const char *texts, int table) noexcept {
+    const pid_t pid = getpid();
+    if (request->row_pid >= 0 && pwrite(table, &pid, sizeof pid, request->row_pid) < 0)
+        return STEP_CLONE;
+    if (setsid() < 0)
+        return STEP_SESSION;
+    return call_prepare(request, texts);
+}
+
+// Where a worker that makes many calls has its socket to the lane.
+constexpr int worker_socket = 3;
+
+// In the child: become the job, and say so.  Returns only if the node knows of us now and nothing of the zygote's is open
+// but `handed`, if it is not -1.  `table`: the file of attempts; -1: there is none.
+inline void job_begin(const Inbox *inbox, int socket, int table, int handed) noexcept {
     const Step step = job_prepare(&inbox->request, inbox->texts, table);
     const int error = errno;
     if (!reply_start(socket, inbox->request.token, getpid(), step, error) || step != STEP_NONE)
@@ -180,7 +260,40 @@ inline void job_begin(const Inbox *inbox, int socket, int table) noexcept {
     if (syscall(SYS_prlimit64, 0, RLIMIT_RTTIME, &inbox->request.mark, nullptr) != 0)
         _exit(127); // never: what a process gives up is not refused
     prctl(PR_SET_NAME, "pysched-job", 0, 0, 0);
-    syscall(SYS_close_range, 3U, ~0U, 0U);
+    if (handed < 0) {
+        syscall(SYS_close_range, 3U, ~0U, 0U);
+        return;
+    }
+    if (handed != worker_socket && dup3(handed, worker_socket, O_CLOEXEC) < 0)
+        _exit(127); // never: both are open
+    syscall(SYS_close_range, worker_socket + 1U, ~0U, 0U);
+}
+
+// In a worker: get ready for a call and say so, or why not; false: it was no call that can be made here.
+inline bool call_begin(const Inbox *inbox) noexcept {
+    const Step step = call_prepare(&inbox->request, inbox->texts);
+    const int error = errno;
+    if (step == STEP_NONE)
+        // The hard limit is what it was: the soft one tells by whom this call is known, see worker.pyx.
+        syscall(SYS_prlimit64, 0, RLIMIT_RTTIME, &inbox->request.mark, nullptr);
+    // Whether the node still hears it: its attempt's row has our pid, so this call has begun and will be adopted.
+    reply_start(worker_socket, inbox->request.token, step == STEP_NONE ? getpid() : 0, step, error);
+    return step == STEP_NONE;
+}
+
+// Between two calls nothing is written to the files of the last one.
+inline void call_leave_output() noexcept {
+    dup2(0, 1);
+    dup2(0, 2);
+}
+
+inline bool call_end(std::uint64_t token, int status, std::int64_t cpu_ns, std::int64_t max_rss_kb) noexcept {
+    CallEnd end{};
+    end.token = token;
+    end.cpu_ns = cpu_ns;
+    end.max_rss_kb = max_rss_kb;
+    end.status = status;
+    return send(worker_socket, &end, sizeof end, MSG_NOSIGNAL) == static_cast<ssize_t>(sizeof end);
 }
 
 } // namespace pysched

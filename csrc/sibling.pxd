@@ -26,6 +26,18 @@ cdef extern from "sibling.hpp" namespace "pysched" nogil:
         int error
         uint8_t step
 
+    cdef cppclass CallEnd:
+        uint64_t token
+        int64_t cpu_ns
+        int64_t max_rss_kb
+        int status
+
+    enum WorkerSaid:
+        WORKER_NOTHING
+        WORKER_STARTED
+        WORKER_ENDED
+        WORKER_LEFT
+
     cdef cppclass Inbox:
         StartRequest request
         char* texts
@@ -34,10 +46,17 @@ cdef extern from "sibling.hpp" namespace "pysched" nogil:
         pass
 
     size_t start_request_max
-    int send_start(int socket, StartRequest* request, char* texts, size_t size)
+    int send_start(int socket, StartRequest* request, char* texts, size_t size, int handed)
     int receive_reply(int socket, StartReply* reply)
+    bint worker_sockets(int* ours, int* theirs)
+    WorkerSaid receive_of_worker(int socket, StartReply* reply, CallEnd* end)
+    bint acknowledge_end(int socket)
     bint sibling_prepare(Sibling* sibling)
     pid_t fork_sibling(const Sibling* sibling)
     bint reply_start(int socket, uint64_t token, pid_t pid, Step step, int error)
-    int receive_start(int socket, Inbox* inbox)
-    void job_begin(const Inbox* inbox, int socket, int table)
+    int receive_start(int socket, Inbox* inbox, int* handed)
+    void job_begin(const Inbox* inbox, int socket, int table, int handed)
+    int worker_socket
+    bint call_begin(const Inbox* inbox)
+    void call_leave_output()
+    bint call_end(uint64_t token, int status, int64_t cpu_ns, int64_t max_rss_kb)

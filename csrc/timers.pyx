@@ -13,6 +13,7 @@ cdef enum TimerKind:
     TIMER_OUTPUT        # look at the sizes of an attempt's output
     TIMER_KILL          # the grace after TERM is over: KILL
     TIMER_BACKOFF       # the lane may spawn again
+    TIMER_WORKER        # a reused worker was idle for long enough, or takes too long to begin a call
     TIMER_WATCH         # register again what epoll refused
     TIMER_ALARM         # Python asked for it
 

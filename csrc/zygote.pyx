@@ -78,8 +78,8 @@ cdef bint take_out(array[RecordPtr]* list, Record* record) noexcept nogil:
 
 # ---- asking ----------------------------------------------------------------------------------------------------------
 
-cdef int zygote_ask(int socket, Record* record, int lane, Engine* engine) noexcept nogil:
-    """0 or errno."""
+cdef int zygote_ask(int socket, Record* record, int lane, Engine* engine, int handed) noexcept nogil:
+    """0 or errno; `handed`: a descriptor that goes along, or -1."""
     cdef StartRequest request
     cdef char* texts = record.words[1]  # the block's texts follow each other from here on, stderr's path is the last
     cdef char** word = record.words + 1
@@ -88,7 +88,9 @@ cdef int zygote_ask(int socket, Record* record, int lane, Engine* engine) noexce
     record_write_tail(record, lane)
     request.token = <uint64_t> record
     request.open_files = engine.open_files
-    request.row_pid = <char*> &record.row.pid - <char*> engine.table.rows if record.row != NULL else -1
+    request.row_pid = -1
+    if record.row != NULL and record.row.pid == 0:
+        request.row_pid = <char*> &record.row.pid - <char*> engine.table.rows
     request.mark = record.mark
     while word[0] != NULL:
         request.words += 1
@@ -99,12 +101,14 @@ cdef int zygote_ask(int socket, Record* record, int lane, Engine* engine) noexce
     request.cwd = <uint32_t> (record.cwd - texts)
     request.output[0] = <uint32_t> (record.output - texts)
     request.output[1] = <uint32_t> (record.errors - texts)
-    return send_start(socket, &request, texts, <size_t> (record.errors - texts) + strlen(record.errors) + 1)
+    return send_start(socket, &request, texts, <size_t> (record.errors - texts) + strlen(record.errors) + 1, handed)
 
 
 cdef void lane_start_warm(Lane* lane, Record* record) noexcept nogil:
     """Begin to start a record that this lane has taken; the slot is the attempt's from now on."""
     lane.slots -= 1
+    if record.reuse and lane_call_worker(lane, record):
+        return
     lane.zygote.wanted.push_back(record)
     lane_ask_zygote(lane)
 
@@ -117,7 +121,7 @@ cdef void lane_ask_zygote(Lane* lane) noexcept nogil:
     cdef int error
     while zygote.socket >= 0 and sent < zygote.wanted.size():
         record = zygote.wanted[sent]
-        error = zygote_ask(zygote.socket, record, lane.number, lane.engine)
+        error = lane_ask_for(lane, record)
         if error == EAGAIN or error == EPIPE or error == ECONNRESET:  # the end of file is on its way
             break
         sent += 1
@@ -130,6 +134,22 @@ cdef void lane_ask_zygote(Lane* lane) noexcept nogil:
     for i in range(sent, zygote.wanted.size()):
         zygote.wanted[i - sent] = zygote.wanted[i]
     zygote.wanted.resize(zygote.wanted.size() - sent)
+
+
+cdef int lane_ask_for(Lane* lane, Record* record) noexcept nogil:
+    """0 or errno."""
+    cdef WorkerProcess* worker = NULL
+    cdef int theirs = -1, error
+    if record.reuse:
+        worker = worker_new(lane, record, &theirs)
+        if worker == NULL:
+            return EMFILE
+    error = zygote_ask(lane.zygote.socket, record, lane.number, lane.engine, theirs)
+    if worker != NULL:
+        close(theirs)
+        if error != 0:
+            worker_bury(lane, worker)
+    return error
 
 
 # ---- hearing ---------------------------------------------------------------------------------------------------------
@@ -152,6 +172,11 @@ cdef void lane_take_reply(Lane* lane, Record* record, const StartReply* reply) n
     cdef int64_t grace_ns = record.ending_grace_ns
     record.started_ns = reply.started_ns
     record.started_real_ns = reply.started_real_ns
+    if record.worker != NULL and record.worker.pidfd < 0:
+        if reply.step != STEP_NONE:
+            worker_bury(lane, record.worker)
+        else:
+            worker_meet(lane, record.worker, reply.pid)
     if reply.step != STEP_NONE:
         if reply.pid:
             waitpid(reply.pid, NULL, 0)  # it has nothing else to do than to end
@@ -162,6 +187,9 @@ cdef void lane_take_reply(Lane* lane, Record* record, const StartReply* reply) n
         # Out of descriptors, for a child that has hardly begun: as if it had not.
         kill(reply.pid, SIGKILL)
         waitpid(reply.pid, NULL, 0)
+        if record.worker != NULL:
+            record.worker.collected = True
+            worker_take_back(lane, record)
         lane_fail_warm(lane, record, STEP_CLONE, EMFILE)
         return
     record.pid = reply.pid
@@ -234,6 +262,8 @@ cdef void lane_drop_zygote(Lane* lane) noexcept nogil:
     zygote.since_ns.store(0, memory_order_relaxed)
     for i in range(zygote.asked.size()):
         record = zygote.asked[i]
+        if record.worker != NULL:
+            worker_bury(lane, record.worker)
         if record.ending_grace_ns >= 0:
             lane_take_back_slot(lane)
             lane_withdraw_warm(lane, record)

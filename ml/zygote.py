@@ -41,9 +41,12 @@ from collections.abc import Sequence  # noqa: E402
 from typing import NoReturn  # noqa: E402
 
 from pysched.ml import _sibling, entrypoint  # noqa: E402
+from pysched.ml.reuse import Worker  # noqa: E402
 
 _LOOK_S = 0.05  # between two looks at the files of the imported modules, some 0.3 ms each
 _RETRY_S = 1.0  # before a failed import is tried again
+
+_WORKER = "worker"
 
 Job = tuple[tuple[bytes, ...], tuple[bytes, ...]]
 
@@ -52,9 +55,20 @@ class Sources:
     """The files of what is imported."""
 
     def __init__(self) -> None:
-        files = {getattr(module, "__file__", None) for module in list(sys.modules.values())}
-        self._state = {file: _state(file) for file in files if isinstance(file, str)}
+        self._state: dict[str, tuple[int, int] | None] = {}
+        self._modules = 0
         self._looked = time.monotonic()
+        self.note()
+
+    def note(self) -> None:
+        """What has been imported meanwhile, as it is now."""
+        if len(sys.modules) == self._modules:
+            return
+        self._modules = len(sys.modules)
+        for module in list(sys.modules.values()):
+            file = getattr(module, "__file__", None)
+            if isinstance(file, str) and file not in self._state:
+                self._state[file] = _state(file)
 
     def changed(self) -> bool:
         now = time.monotonic()
@@ -123,21 +137,29 @@ def _tell(status: int, *, ready: bool, problem: str | None) -> None:
         os._exit(0)
 
 
-def run(job: Job, problem: str | None) -> NoReturn:
-    """Be the job, and end as a Python program does."""
+def run(job: Job, problem: str | None, worker: Worker | None) -> NoReturn:
+    """Be the job, and end as a Python program does; a worker is another job then, unless it has a problem, which the
+    zygote may have mended by then."""
     gc.enable()
+    code = _perform(job, problem)
+    while worker is not None and problem is None and worker.end(code):
+        code = _perform(worker.next(code or 0), problem)
+    _leave(code)
+
+
+def _perform(job: Job, problem: str | None) -> int | None:
+    """The exit code; None: ^C."""
     words, entries = job
     _adopt(dict(os.fsdecode(entry).split("=", 1) for entry in entries))
     try:
-        code = _call([os.fsdecode(word) for word in words], problem)
+        return _call([os.fsdecode(word) for word in words], problem)
     except SystemExit as end:
-        code = _exit_code(end.code)
+        return _exit_code(end.code)
     except KeyboardInterrupt:
-        _leave(None)
+        return None
     except BaseException as error:
         traceback.print_exception(type(error), error, error.__traceback__)
-        code = 1
-    _leave(code)
+        return 1
 
 
 def _adopt(environment: dict[str, str]) -> None:
@@ -196,12 +218,27 @@ def _leave(code: int | None) -> NoReturn:
 
 
 def main(arguments: Sequence[str]) -> NoReturn:
+    if arguments[0] == _WORKER:
+        work_again(arguments[1:])
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # ^C is for the node, in whose process group we are
     status, sockets, path, problem, *modules = arguments
     table = os.open(path, os.O_RDWR | os.O_CLOEXEC) if path else -1
+    environment = dict(os.environ)
     job, found = serve(int(status), [int(socket) for socket in sockets.split(",")], table, problem, modules)
     signal.signal(signal.SIGINT, signal.default_int_handler)
-    run(job, found)
+    run(job, found, _worker(modules, environment) if _sibling.is_worker() else None)
+
+
+def work_again(modules: Sequence[str]) -> NoReturn:
+    """A worker whose modules had changed: import them as they are now, and go on with the call that waits."""
+    worker = _worker(modules, dict(os.environ))
+    problem = preload(modules)
+    run(worker.next(0), problem, worker)
+
+
+def _worker(modules: Sequence[str], environment: dict[str, str]) -> Worker:
+    again = [sys.executable, os.path.abspath(__file__), _WORKER, *modules]
+    return Worker(sources=Sources(), environment=environment, again=again)
 
 
 if __name__ == "__main__":

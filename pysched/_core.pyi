@@ -83,6 +83,8 @@ class Launch:
     cpus, memory, gpus  what it holds while it runs: thousandths of a processor, bytes, thousandths of a GPU (of one up
                  to 1000, else whole ones); 0: nothing.  It is ended, at once, when its processes have more memory
                  (`csrc/memory.pyx`).  It gets CUDA_VISIBLE_DEVICES for its GPUs.
+    reuse        0 … 2**64-1; not 0: a warm attempt whose process may make the calls of further attempts with the same
+                 number, one after the other (`csrc/worker.pyx`)
 
     Raises `ValueError` (names the field) for a NUL byte, an empty argv, candidates or path, a number out of range,
     and `TypeError` for anything that is not of the annotated type.
@@ -110,6 +112,7 @@ class Launch:
         cpus: int = 0,
         memory: int = 0,
         gpus: int = 0,
+        reuse: int = 0,
     ) -> None: ...
     @property
     def handle(self) -> int: ...
@@ -149,6 +152,7 @@ class Launch:
     def memory(self) -> int: ...
     @property
     def gpus(self) -> int: ...
+    def reuse(self) -> int: ...
 
 @final
 class Event:

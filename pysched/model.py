@@ -104,6 +104,7 @@ class Program:
     grace_s: float
     mark: int  # mark_of the attempt
     warm: bool = False  # forked by the zygote: argv is what that is told, see ml/zygote.py
+    reuse: int = 0  # warm, in a worker for calls of this number; 0: in a process of its own
 
 
 @dataclass(slots=True, kw_only=True)

@@ -160,6 +160,9 @@ class Task(BaseModel):
         Field(description="module:function, called with params; type ml only"),
     ] = None
     params: Annotated[dict[str, JsonValue], AfterValidator(_params)] = Field(default_factory=dict)
+    reuse: Annotated[
+        bool, Field(description="call the entrypoint in a process that made such calls before; they share its state")
+    ] = False
     duration_ms: Annotated[
         int, Field(ge=0, le=86_400_000, description="simulated work, without command and entrypoint")
     ] = 100
@@ -199,6 +202,8 @@ class Task(BaseModel):
                 raise ValueError("command and entrypoint are both given; keep one")
             if self.type is not TaskType.ML:
                 raise ValueError("entrypoint needs type ml; add it, or use command")
+        elif self.reuse:
+            raise ValueError("reuse needs an entrypoint; add it, or remove reuse")
         if self.tracestate is not None and self.traceparent is None:
             raise ValueError("tracestate is given without traceparent; add that, or remove it")
         if self.id is not None and self.id in self.after:

@@ -45,6 +45,7 @@ class Held:
             cpus=demand.cpus,
             memory=demand.memory,
             gpus=demand.gpus,
+            reuse=program.reuse,
         )
 
 

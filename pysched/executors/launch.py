@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import hashlib
 import importlib.util
 import json
 import os
@@ -44,6 +45,7 @@ class _Plan:
     candidates: list[bytes]
     words: list[str] | None  # of a text command that runs without a shell if its program is found
     warm_argv: list[bytes] | None  # for the zygote, if that may run it
+    reuse: int  # see Program
     path: str
     env: list[bytes]
     env_without_pwd: list[bytes]  # what runs without a shell gets PWD as from one
@@ -96,6 +98,7 @@ class Launcher:
             candidates=candidates,
             env=entries,
             warm=warm,
+            reuse=plan.reuse if warm else 0,
             cwd=plan.cwd,
             stdout=files.stdout,
             stderr=files.stderr,
@@ -123,6 +126,7 @@ class Launcher:
         if task.gpus:
             env.pop("CUDA_VISIBLE_DEVICES", None)  # the core says which
         words = [os.fsencode(word) for word in argv]
+        cwd = os.fsencode(task.cwd) if task.cwd is not None else self._work
         # Its libraries were loaded with one thread each.
         warm = ml and self._warm and threads == 1 and not any(map(_READ_AT_START.match, task.env))
         return _Plan(
@@ -134,7 +138,8 @@ class Launcher:
             path=path,
             env=_entries(env),
             env_without_pwd=_entries({name: value for name, value in env.items() if name != "PWD"}),
-            cwd=os.fsencode(task.cwd) if task.cwd is not None else self._work,
+            reuse=_environment_key(cwd, task) if task.reuse and not task.gpus else 0,  # CUDA keeps its first device
+            cwd=cwd,
         )
 
 
@@ -161,6 +166,13 @@ def inherited(environ: Mapping[str, str]) -> dict[str, str]:
 
 def _entries(env: Mapping[str, str]) -> list[bytes]:
     return [os.fsencode(f"{name}={value}") for name, value in env.items()]
+
+
+def _environment_key(cwd: bytes, task: Task) -> int:
+    """Equal for tasks that one process may run: modules are found by the working folder, and may have read variables
+    when they were imported."""
+    text = json.dumps([os.fsdecode(cwd), sorted(task.env.items())])
+    return int.from_bytes(hashlib.blake2b(os.fsencode(text), digest_size=8).digest(), "little") | 1
 
 
 def _fits(entries: list[bytes]) -> bool:

@@ -181,6 +181,54 @@ def test_a_zygote_that_is_killed_costs_no_job(site: Site) -> None:
     assert {(record["status"], record["attempts"]) for record in records.values()} == {("succeeded", 1)}
 
 
+def test_calls_share_a_process_where_a_task_says_so(site: Site) -> None:
+    (site.root / "jobs.py").write_text("import os\ndef pid():\n    return os.getpid()\n")
+    site.node(workers=1)
+    for number in range(4):
+        site.drop(f"reused-{number}", warm(site, entrypoint="jobs:pid", reuse=True))
+        site.drop(f"own-{number}", warm(site, entrypoint="jobs:pid"))
+    records = site.all_done(8)
+    assert {record["status"] for record in records.values()} == {"succeeded"}
+    assert len({records[f"reused-{number}"]["result"] for number in range(4)}) == 1
+    assert len({record["result"] for record in records.values()}) == 5
+
+
+def test_a_call_in_a_reused_worker_outlives_a_killed_node(site: Site) -> None:
+    (site.root / "jobs.py").write_text(
+        "import os\ndef pid():\n    return os.getpid()\n"
+        "def waits():\n    open('began', 'w')\n    return [os.getpid(), open('gate').read()]\n"
+    )
+    os.mkfifo(site.root / "gate")
+    guard = site.node(workers=1)
+    site.drop("first", warm(site, entrypoint="jobs:pid", reuse=True))
+    pid = site.done("first")["result"]
+    site.drop("job", warm(site, entrypoint="jobs:waits", reuse=True))
+    wait_until((site.root / "began").exists, "the call to run")
+    kill_node(guard)
+    wait_until(lambda: "adopted" in guard.messages, "the next incarnation")
+    (site.root / "gate").write_text("go")
+    record = site.done("job")
+    assert (record["status"], record["attempts"], record["result"]) == ("succeeded", 1, [pid, "go"])
+    site.drop("last", warm(site, entrypoint="jobs:pid", reuse=True))
+    assert site.done("last")["result"] != pid
+
+
+def test_a_node_that_is_killed_loses_no_call_of_a_reused_worker_and_makes_none_twice(site: Site) -> None:
+    lines = "def append(name):\n    with open(name, 'a') as file:\n        file.write('x')\n"
+    (site.root / "jobs.py").write_text(lines)
+    guard = site.node(workers=4)
+    for number in range(200):
+        # A retry is for the call that was about to be sent, and never was: its attempt counts as killed.
+        task = {"entrypoint": "jobs:append", "params": {"name": f"ran.{number}"}, "reuse": True, "max_retries": 3}
+        site.drop(f"job-{number}", warm(site, **task))
+    for count in (1, 100):
+        wait_until(lambda: len(site.done_ids()) >= count, "some records")  # noqa: B023
+        kill_node(guard)
+    records = site.all_done(200)
+    assert {record["status"] for record in records.values()} == {"succeeded"}
+    assert {(site.root / f"ran.{number}").read_text() for number in range(200)} == {"x"}
+
+
 def test_what_an_entrypoint_raises_is_in_the_record(site: Site) -> None:
     (site.root / "jobs.py").write_text(JOBS)
     site.node()

@@ -90,6 +90,8 @@ def test_byte_order_mark_and_crlf() -> None:
         ("max_retries: 101", ["line 1: max_retries", "100"]),
         ('env: {"A": 1}', ["line 1: env.A"]),
         ("type: ml\nentrypoint: nothing", ["line 2: entrypoint", "module:function"]),
+        ("command: true\nreuse: true", ["reuse needs an entrypoint"]),
+        ("type: ml\nentrypoint: a:b\nreuse: 1", ["line 3: reuse", "bool"]),
         ("cwd: tmp", ["line 1: cwd", "absolute"]),
         (b"command: \xff", ["line 1", "UTF-8"]),
         (b"x" * (1024 * 1024 + 1), ["larger than 1048576 bytes"]),

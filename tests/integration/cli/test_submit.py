@@ -24,7 +24,7 @@ def test_every_option_reaches_its_field(scheduler: CommandLine, tmp_path: Path) 
     (first,) = submitted(scheduler, "--", "true")
     (task,) = submitted(
         scheduler, "--id", "all-options", "-N", "a name", "--type", "ml", "-p", "high", "--rank", "-3",
-        "--entrypoint", "m:f", "-P", "lr=0.5", "-P", "name=text", "-r", "7", "--retry-delay", "1m",
+        "--entrypoint", "m:f", "--reuse", "-P", "lr=0.5", "-P", "name=text", "-r", "7", "--retry-delay", "1m",
         "-T", "2h30m", "--grace", "1s", "--delay", "1d", "-A", first["id"][:35], "-e", "A=b=c", "-C", str(tmp_path),
         "-t", "x", "-t", "y",
     )  # fmt: skip
@@ -32,7 +32,7 @@ def test_every_option_reaches_its_field(scheduler: CommandLine, tmp_path: Path) 
     spec = task["task"]
     del spec["name"], spec["priority"], spec["rank"]
     assert spec == {
-        "type": "ml", "entrypoint": "m:f", "params": {"lr": 0.5, "name": "text"}, "max_retries": 7,
+        "type": "ml", "entrypoint": "m:f", "reuse": True, "params": {"lr": 0.5, "name": "text"}, "max_retries": 7,
         "retry_delay_s": 60.0, "timeout_s": 9000.0, "grace_s": 1.0, "delay_s": 86_400.0, "after": [first["id"]],
         "env": {"A": "b=c"}, "cwd": str(tmp_path), "tags": ["x", "y"],
     }  # fmt: skip
