@@ -101,11 +101,12 @@ bench-server: $(VENV)/.editable
 fuzz-http: $(VENV)/.editable
 	$(BIN)/python -m tests.integration.api.fuzz --calls 20000 $(FUZZ)
 
-# A durable POST /submit against a route that does nothing, batches against COPY, pages of many tasks.
+# A durable POST /submit against a route that does nothing, batches against COPY, pages of many tasks, many listeners.
 bench-http: $(VENV)/.editable
 	$(BIN)/python -m benchmarks.submit_rate
 	$(BIN)/python -m benchmarks.batch_rate
 	$(BIN)/python -m benchmarks.many_tasks
+	$(BIN)/python -m benchmarks.listeners
 
 # The ready queue on native threads and the timers, without processes: their cost, their memory, their peers.
 bench-queue: $(VENV)/.editable

@@ -55,6 +55,13 @@ async def _events(feed: Feed, states: frozenset[State], last: str | None) -> Asy
 
 
 def _batch(batch: Batch, states: frozenset[State]) -> list[bytes]:
+    """Its text, the same for all who listen for these states."""
+    if states not in batch.texts:
+        batch.texts[states] = _encoded(batch, states)
+    return batch.texts[states]
+
+
+def _encoded(batch: Batch, states: frozenset[State]) -> list[bytes]:
     texts = [streams.event("reset", {})] if batch.missed else []
     tasks = [task for task in batch.tasks if task["status"] in states]
     return [*texts, streams.event("tasks", {"tasks": tasks}, id=batch.id)] if tasks else texts

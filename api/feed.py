@@ -19,7 +19,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import structlog
@@ -28,7 +28,7 @@ from pysched.changes import Position, Reading
 from pysched.errors import StoreError
 
 POLL_S = 1.0
-GAP_S = 0.02  # between two readings at least: what comes within it is one batch …
+GAP_S = 0.02  # from one reading to the next at least: what comes within it is one batch …
 GAP_A_LISTENER_S = 0.0005  # … and longer with many listeners, each of whom costs some time a batch
 RENEW_S = 10.0
 IDLE_S = 30.0  # without listeners, until the watch ends: one that comes back in this time has missed nothing
@@ -60,6 +60,7 @@ class Batch:
     id: str  # the later reading
     tasks: list[dict[str, Any]]  # id, status, reason, attempts, exit_code
     missed: bool = False  # not everything could be told
+    texts: dict[object, list[bytes]] = field(default_factory=dict, compare=False)  # as sent, made once
 
 
 class Subscription:
@@ -67,16 +68,20 @@ class Subscription:
 
     def __init__(self) -> None:
         self._batches: deque[Batch] = deque()
-        self._news = asyncio.Event()
+        self._waiter: asyncio.Future[None] | None = None
         self.ended = False
 
     async def next(self, timeout_s: float) -> list[Batch]:
         """What has come, waiting at most so long for the first."""
-        try:
-            await asyncio.wait_for(self._news.wait(), timeout_s)
-        except asyncio.TimeoutError:
-            return []
-        self._news.clear()
+        if not self._batches and not self.ended:
+            loop = asyncio.get_running_loop()
+            self._waiter = loop.create_future()
+            timer = loop.call_later(timeout_s, self._wake)  # wait_for would make a task, for each batch and listener
+            try:
+                await self._waiter
+            finally:
+                self._waiter = None
+                timer.cancel()
         batches = [*self._batches]
         self._batches.clear()
         return batches
@@ -86,11 +91,15 @@ class Subscription:
             self._batches.clear()
             batch = Batch(batch.id, [], missed=True)
         self._batches.append(batch)
-        self._news.set()
+        self._wake()
 
     def end(self) -> None:
         self.ended = True
-        self._news.set()
+        self._wake()
+
+    def _wake(self) -> None:
+        if self._waiter is not None and not self._waiter.done():
+            self._waiter.set_result(None)
 
 
 class Feed:
@@ -239,6 +248,7 @@ class Feed:
         renew_at = time.monotonic() + RENEW_S
         look_at = 0.0
         while not self._stop.is_set():
+            read_at = time.monotonic()
             reading = watcher.read(position)
             position = reading.position
             if reading.changes:
@@ -261,7 +271,8 @@ class Feed:
                 watcher.unwatch()
                 return
             watcher.listen(POLL_S)
-            self._stop.wait(max(GAP_S, GAP_A_LISTENER_S * len(self._subscriptions)))
+            gap_s = max(GAP_S, GAP_A_LISTENER_S * len(self._subscriptions))
+            self._stop.wait(max(0.0, read_at + gap_s - time.monotonic()))  # not at all after a quiet time
 
     def _begin(self, watcher: Watcher) -> tuple[Position, int]:
         """Where hearing begins: past everything that was written before anybody knew of the watch."""

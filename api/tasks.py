@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from typing import Annotated
+from typing import Annotated, Any
 
 from fastapi import APIRouter, Path, Query, Response
 
@@ -36,15 +36,12 @@ router = APIRouter(prefix="/tasks", tags=["tasks"])
 TaskId = Annotated[str, Path(alias="id", pattern=ID_PATTERN, description="of the task")]
 _READ = [needs(Scope.READ)]
 _SUBMIT = [needs(Scope.SUBMIT)]
+_BULK: dict[str, Any] = {"responses": refusals(422), "dependencies": _SUBMIT}
+Limit = Annotated[int, Query(ge=1, le=PAGE_TASKS)]
 
 
 @router.get("", summary="List tasks", response_model=TaskPage, responses=refusals(422), dependencies=_READ)
-def list_tasks(
-    shared: Shared,
-    selection: Filter,
-    limit: Annotated[int, Query(ge=1, le=PAGE_TASKS)] = 100,
-    before: Before = None,
-) -> Response:
+def list_tasks(shared: Shared, selection: Filter, limit: Limit = 100, before: Before = None) -> Response:
     """A page of tasks, newest first.  Pages never skip or repeat a task, whatever arrives meanwhile.
 
     A page may hold fewer tasks than `limit`, even none, while `next` is not null: a request looks at a bounded number.
@@ -55,19 +52,8 @@ def list_tasks(
     return json_response({"tasks": rows, "next": following})
 
 
-@router.post(
-    "/cancel",
-    summary="Cancel many tasks",
-    response_model=BulkCancelled,
-    responses=refusals(422),
-    dependencies=_SUBMIT,
-)
-def cancel_tasks(
-    shared: Shared,
-    selection: Chosen,
-    limit: Annotated[int, Query(ge=1, le=PAGE_TASKS)] = PAGE_TASKS,
-    before: Before = None,
-) -> Response:
+@router.post("/cancel", summary="Cancel many tasks", response_model=BulkCancelled, **_BULK)
+def cancel_tasks(shared: Shared, selection: Chosen, limit: Limit = PAGE_TASKS, before: Before = None) -> Response:
     """Cancel a page of what a filter selects; go on with `before` until `next` is null."""
     done = shared.store.cancel_many(selection, limit=limit, before=before)
     return json_response(
@@ -75,19 +61,8 @@ def cancel_tasks(
     )
 
 
-@router.post(
-    "/retry",
-    summary="Run many tasks again",
-    response_model=BulkRetried,
-    responses=refusals(422),
-    dependencies=_SUBMIT,
-)
-def retry_tasks(
-    shared: Shared,
-    selection: Chosen,
-    limit: Annotated[int, Query(ge=1, le=PAGE_TASKS)] = PAGE_TASKS,
-    before: Before = None,
-) -> Response:
+@router.post("/retry", summary="Run many tasks again", response_model=BulkRetried, **_BULK)
+def retry_tasks(shared: Shared, selection: Chosen, limit: Limit = PAGE_TASKS, before: Before = None) -> Response:
     """Run a page of what a filter selects again, older ones first; go on with `before` until `next` is null."""
     done = shared.store.retry_many(selection, limit=limit, before=before)
     return json_response(

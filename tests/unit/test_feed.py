@@ -9,9 +9,11 @@ import threading
 from typing import Any
 
 from pysched.api import feed as feeds
+from pysched.api.events import _batch
 from pysched.api.feed import Batch, Feed, Subscription
 from pysched.changes import Position, Reading
 from pysched.errors import DatabaseUnreachable
+from pysched.model import State
 
 DEADLINE_S = 60.0
 
@@ -158,3 +160,33 @@ def test_nobody_listens_and_the_watch_ends_and_begins_again(monkeypatch: Any) ->
         await feed.close()
 
     asyncio.run(run())
+
+
+def test_a_batch_is_encoded_once_for_all_who_listen_for_the_same() -> None:
+    batch = Batch("1:1:", [{"id": "a", "status": "queued"}, {"id": "b", "status": "failed"}])
+    everything, failures = frozenset(State), frozenset({State.FAILED})
+    first = _batch(batch, everything)
+    assert all(one is other for one, other in zip(first, _batch(batch, everything), strict=True))
+    assert b'"a"' in first[0]
+    assert b'"a"' not in _batch(batch, failures)[0]
+
+
+def test_a_listener_is_woken_by_news_by_the_end_and_by_time() -> None:
+    async def scenario() -> None:
+        subscription = Subscription()
+        assert await subscription.next(0.001) == []
+        waiting = asyncio.create_task(subscription.next(60))
+        await asyncio.sleep(0)
+        batches = [Batch("1", []), Batch("2", [])]
+        for batch in batches:
+            subscription.put(batch)
+        assert await waiting == batches
+        subscription.put(batches[0])  # while nobody waits
+        assert await subscription.next(60) == batches[:1]
+        waiting = asyncio.create_task(subscription.next(60))
+        await asyncio.sleep(0)
+        subscription.end()
+        assert await waiting == []
+        assert await subscription.next(60) == []
+
+    asyncio.run(scenario())
