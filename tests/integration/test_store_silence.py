@@ -82,7 +82,7 @@ def test_a_wait_that_began_before_the_silence_ends_too(store: Store, far: Store,
 def test_a_server_that_falls_silent_while_a_session_begins_is_noticed(proxy: Proxy) -> None:
     """It has let us in, and does not answer the first statement."""
     proxy.lose_answer_to(b"pg_backend_pid")
-    far = Store(proxy.url, connect_timeout_s=5)
+    far = Store(proxy.url, connect_timeout_s=2)
     errors: list[StoreError] = []
 
     def open_it() -> None:
