@@ -85,11 +85,12 @@ def duration(seconds: float) -> str:
 
 
 def resources(node: Node) -> tuple[str, str, str]:
-    """Processors, memory and GPUs: what is held of what there is."""
+    """Processors, memory and GPUs: what is held of what there is; a server of before does not say."""
+    cpus, mem, gpus = node.get("cpus", 0), node.get("mem", 0), node.get("gpus", 0)
     return (
-        f"{node['cpus_held']:g}/{node['cpus']:g}" if node["cpus"] else "-",
-        f"{size(node['mem_held'])}/{size(node['mem'])}" if node["mem"] else "-",
-        f"{node['gpus_held']:g}/{node['gpus']:g}" if node["gpus"] else "-",
+        f"{node['cpus_held']:g}/{cpus:g}" if cpus else "-",
+        f"{size(node['mem_held'])}/{size(mem)}" if mem else "-",
+        f"{node['gpus_held']:g}/{gpus:g}" if gpus else "-",
     )
 
 

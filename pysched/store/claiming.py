@@ -109,7 +109,7 @@ class Claimer:
         parameters = {
             "lowest": int(lowest),
             "limit": limit,
-            "firsts": min(limit, beyond) or 1,
+            "firsts": beyond + 1,  # the last one says that there are more
             "cpus": max(0, room.free.cpus), "mem": max(0, room.free.memory), "gpus": max(0, room.free.gpus),
             "has_cpus": room.capacity.cpus, "has_mem": room.capacity.memory, "has_gpus": room.capacity.gpus,
             **_overdue(overdue),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import array
+import contextlib
 import fcntl
 import json
 import os
@@ -11,6 +12,7 @@ import termios
 from pathlib import Path
 from typing import Any
 
+from pysched.errors import NotFoundError
 from pysched.store.store import Store
 
 from .conftest import Site, wait_until
@@ -37,6 +39,12 @@ def let_go(path: Path, count: int) -> None:
         os.close(file)
 
 
+def _why(site: Site, task_id: str) -> object:
+    with Store(site.database) as store, contextlib.suppress(NotFoundError):
+        return store.explain(task_id)["why"]
+    return None
+
+
 def _unread(file: int) -> int:
     count = array.array("i", [0])
     fcntl.ioctl(file, termios.FIONREAD, count)
@@ -51,6 +59,8 @@ def test_no_more_runs_than_there_are_processors_and_a_large_one_has_its_turn(sit
     wait_until(lambda: begun(site, "a") and begun(site, "b"), "both to run")
     for name in ("large", "c", "d"):
         site.drop(name, {"command": f"echo $OMP_NUM_THREADS; exec true {name}", "cpus": 2 if name == "large" else 1})
+        if name == "large":  # a node that does not know yet whether it is alone leaves it to others for a while
+            wait_until(lambda: _why(site, "large") == "claimed", "room to be kept for it")
     site.drop("none", {"command": "true"})
     assert site.done("none")["status"] == "succeeded"  # after them, and past them
     assert set(site.done_ids()) == {"none"}

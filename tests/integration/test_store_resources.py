@@ -87,6 +87,16 @@ def test_the_first_is_claimed_to_wait_where_room_can_be_kept_for_it(store: Store
     assert Sized(store, Demand(1000)).claim() == ["small"]
 
 
+def test_a_claim_that_takes_some_ahead_says_that_it_has_left_others(store: Store) -> None:
+    accept(store, *(task(f"{i}", cpus=1) for i in range(6)))
+    node = Sized(store, ahead=3)
+    node.free = Demand(0, GIB)
+    assert node.claim() == ["0", "1", "2"]
+    assert node.claimer.short
+    assert node.claim() == ["3", "4", "5"]
+    assert not node.claimer.short
+
+
 def test_what_is_overdue_comes_first_whether_it_asks_for_something_or_not(store: Store, store_url: str) -> None:
     accept(store, *(task(f"high{i}", priority="HIGH", cpus=1) for i in range(9)))
     accept(

@@ -1,7 +1,7 @@
 -- name: candidates
 -- What a node could claim, read without a lock: what is overdue comes first (`turn`), then the others in order.  Of those
--- that ask for something, as many as fit what is free; and the first one that fits the node at all, for which it may have
--- to make room.
+-- that ask for something, as many as fit what is free; and the first ones that fit the node at all, some of which it may
+-- take to wait for room.
 WITH allowed AS (
     SELECT FROM pysched.nodes
     WHERE incarnation = %(node)s::uuid AND ended_at IS NULL AND NOT draining AND lease_until > clock_timestamp()
