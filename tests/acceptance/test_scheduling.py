@@ -150,15 +150,6 @@ def test_a_task_of_a_newer_version_fails_alone(site: Site) -> None:
     assert site.done("ordinary")["status"] == "succeeded"
 
 
-def test_a_database_that_does_not_answer_is_one_line(site: Site, tmp_path: Path) -> None:
-    site.database = f"postgresql://nobody:secret@/none?host={tmp_path}"
-    process = site.start("run", "--queue", str(site.queue))
-    assert process.popen.wait(30) == 1
-    assert process.messages.count("\n") == 1
-    assert process.messages.startswith("error: ")
-    assert "secret" not in process.messages
-
-
 def test_a_delayed_task_starts_when_its_time_has_come(site: Site) -> None:
     """Told to the node by the accept: nothing else would make it look before its next poll."""
     site.node("--poll", "60", workers=1)

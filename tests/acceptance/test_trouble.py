@@ -398,8 +398,9 @@ def test_what_starts_before_its_database_waits_for_it(shaky: Site, server: OwnSe
 
 def test_a_stop_ends_the_wait_for_the_database(shaky: Site, server: OwnServer) -> None:
     server.stop()
-    node = shaky.start("run")
+    node = shaky.start("run", "--database", make_conninfo(server.url, password="s3cret"))
     node.await_message("waiting for the database")
+    assert "s3cret" not in node.messages
     assert node.terminate() == 0
 
 
