@@ -27,7 +27,7 @@ time.sleep(600)
 
 def takes(run: Run, mib: int, **given: object) -> int:
     env = [b"=".join(item) for item in os.environb.items()]
-    (handle,) = run.submit(run.launch(sys.executable, "-c", TAKES, str(mib), env=env, **given))
+    (handle,) = run.submit(run.launch(sys.executable, "-S", "-c", TAKES, str(mib), env=env, **given))
     return handle
 
 
@@ -62,7 +62,7 @@ def test_without_a_limit_nothing_is_ended(start: Start) -> None:
 def test_all_processes_of_an_attempt_count_also_those_that_hide(start: Start, tmp_path: Path) -> None:
     run = start()
     (tmp_path / "takes.py").write_text(TAKES)
-    script = f"for i in 1 2 3; do setsid -f {sys.executable} takes.py 30; done; sleep 600"
+    script = f"for i in 1 2 3; do setsid -f {sys.executable} -S takes.py 30; done; sleep 600"
     (handle,) = run.submit(run.shell(script, memory=LIMIT))
     end = run.end(handle)
     assert (end.kind, end.cause) == (EXITED, CAUSE_MEMORY)
@@ -90,7 +90,7 @@ def test_pages_that_its_processes_share_count_once(start: Start) -> None:
     """Five processes with the same 100 MiB: 500 resident, 100 in truth."""
     run = start()
     env = [b"=".join(item) for item in os.environb.items()]
-    (handle,) = run.submit(run.launch(sys.executable, "-c", SHARES, "100", env=env, memory=300 * MIB))
+    (handle,) = run.submit(run.launch(sys.executable, "-S", "-c", SHARES, "100", env=env, memory=300 * MIB))
     pid = run.started(handle).pid
     wait_until(lambda: run.output(handle) == "taken\n", "its memory")
     probe = takes(run, 200, memory=LIMIT)
