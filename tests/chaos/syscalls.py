@@ -32,7 +32,7 @@ _READY = re.compile(r" ready .*\bnode=([0-9a-f]+)")
 
 # What the calls are for: unlink, the accepted file; sendto and recvfrom, statements; clone, a job's start; openat,
 # its logs, and with write, fsync and rename the `.done` file.
-KILLED = ("unlink", "sendto", "recvfrom", "clone,clone3", "openat", "write", "fsync", "rename")
+KILLED = ("unlink,unlinkat", "sendto", "recvfrom", "clone,clone3", "openat", "write", "fsync", "rename,renameat")
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,9 +53,9 @@ FAILING = (
     Injection("fsync", "error=ENOSPC", "2", on_done=True),
     Injection("write", "error=ENOSPC", "1", on_done=True),
     Injection("write", "error=EDQUOT", "2", on_done=True),
-    Injection("rename", "error=EIO", "1", on_done=True),
+    Injection("rename,renameat", "error=EIO", "1", on_done=True),
     Injection("openat", "error=EMFILE", "1", on_done=True),
-    Injection("unlink", "error=EIO", "1"),
+    Injection("unlink,unlinkat", "error=EIO", "1"),
     Injection("recvfrom", "error=ECONNRESET", "1"),
     Injection("recvfrom", "error=ETIMEDOUT", "3"),
     Injection("clone,clone3", "error=EAGAIN", "1"),
@@ -95,7 +95,8 @@ class Walk:
         names = [[f"s{self._steps}-{turn}-{number}" for number in range(TASKS)] for turn in range(rounds)]
         log = self._world.root / f"strace.{self._steps}"
         completed = self._world.nodes[0].completed
-        paths = [str(completed / f".{name}.done.tmp") for turn in names for name in turn] if injection.on_done else []
+        done = [f".{name}.done.tmp" for turn in names for name in turn] if injection.on_done else []
+        paths = [*done, *(str(completed / name) for name in done)]  # strace compares what the call was given
         killing = "KILL" in injection.what
         tracer = attach(pid, injection, log, paths)
         try:

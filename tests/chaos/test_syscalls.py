@@ -13,10 +13,10 @@ pytestmark = pytest.mark.timeout(400)
 
 _STEPS = (
     Injection("fsync", "error=EIO", "1", on_done=True),
-    Injection("unlink", "error=EIO", "1"),
+    Injection("unlink,unlinkat", "error=EIO", "1"),
     Injection("recvfrom", "error=ECONNRESET", "1"),
-    Injection("unlink", "signal=KILL", "1"),  # accepted, the file is still there
-    Injection("rename", "signal=KILL", "1"),  # ended, not delivered
+    Injection("unlink,unlinkat", "signal=KILL", "1"),  # accepted, the file is still there
+    Injection("rename,renameat", "signal=KILL", "1"),  # ended, not delivered
     Injection("clone,clone3", "signal=KILL", "1"),  # claimed, not started
     Injection("sendto", "signal=KILL", "2"),
 )
