@@ -72,12 +72,14 @@ def outcome(
 
 
 class Node:
-    def __init__(self, store: Store, *, home: uuid.UUID | None = None, lease_s: float = 3600.0) -> None:
+    def __init__(
+        self, store: Store, *, home: uuid.UUID | None = None, lease_s: float = 3600.0, cpus: int = 4000
+    ) -> None:
         self.store = store
         self.home = home or uuid.uuid4()
         self.incarnation = uuid.uuid4()
         self.info = NodeInfo(
-            incarnation=self.incarnation, home=self.home, host="host", pid=1, workers=4, lanes=2, version="1"
+            incarnation=self.incarnation, home=self.home, host="host", pid=1, workers=4, lanes=2, version="1", cpus=cpus
         )
         store.register(self.info, lease_s)
 

@@ -164,7 +164,7 @@ def test_what_a_task_asks_for_stays_with_it_through_a_retry_and_in_all_counts(st
 
 
 def test_explained_by_what_the_nodes_have_and_hold(store: Store) -> None:
-    small = Node(store)
+    small = Node(store, cpus=0)
     accept(store, task("a", cpus=3), task("plain"))
     assert store.explain("a")["why"] == "too_large"
     assert store.explain("a")["asks_for"] == "3 cpus"
