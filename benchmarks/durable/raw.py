@@ -37,6 +37,7 @@ def new_tasks(start: int, count: int) -> dict[str, Any]:
         "delays": _same("0", count),
         "states": _same("queued", count),
         "waiting": _same("0", count),
+        **dict.fromkeys(("cpus", "mem", "gpus"), _same("NULL", count)),
         "source": uuid.UUID(int=1),
     }
 
