@@ -131,13 +131,20 @@ cdef bint admission_may_pass(Admission* admission, const Record* record) noexcep
     return True
 
 
+cdef void admission_want_no_more(Admission* admission, const Record* record) noexcept nogil:
+    """If it did."""
+    cdef int i
+    if record.share != SHARE_WANTED:
+        return
+    admission.waiting -= 1
+    for i in range(RESOURCES):
+        admission.wanted[i] -= record.demand[i]
+
+
 cdef void admission_hold(Admission* admission, Record* record) noexcept nogil:
     cdef int i
-    if record.share == SHARE_WANTED:
-        admission.waiting -= 1
+    admission_want_no_more(admission, record)
     for i in range(RESOURCES):
-        if record.share == SHARE_WANTED:
-            admission.wanted[i] -= record.demand[i]
         admission.held[i] += record.demand[i]
     record.share = SHARE_HELD
     if record.demand[RESOURCE_GPU]:
@@ -149,17 +156,14 @@ cdef void admission_hold(Admission* admission, Record* record) noexcept nogil:
 cdef void admission_give_up(Admission* admission, Record* record) noexcept nogil:
     """Whatever share it has."""
     cdef int i
-    if record.share == SHARE_WANTED:
-        admission.waiting -= 1
-    for i in range(RESOURCES):
-        if record.share == SHARE_WANTED:
-            admission.wanted[i] -= record.demand[i]
-        elif record.share == SHARE_HELD:
+    admission_want_no_more(admission, record)
+    if record.share == SHARE_HELD:
+        for i in range(RESOURCES):
             admission.held[i] -= record.demand[i]
             if record.era == admission.era:
                 admission.behind[i] -= record.demand[i]
-    if record.share == SHARE_HELD and record.devices:
-        admission_take_devices(admission, record.devices, -record.demand[RESOURCE_GPU])
+        if record.devices:
+            admission_take_devices(admission, record.devices, -record.demand[RESOURCE_GPU])
     record.share = SHARE_NONE
 
 
