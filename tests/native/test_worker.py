@@ -318,8 +318,8 @@ def test_idle_workers_end_with_the_core(tmp_path: Path) -> None:
         jobs.run.core.close()
         jobs.zygote.stop()
     assert not alive(pid)
-    with pytest.raises(ChildProcessError):
-        os.waitpid(-1, os.WNOHANG)
+    with pytest.raises(ChildProcessError):  # nor is it left as a zombie
+        os.waitpid(pid, os.WNOHANG)
 
 
 def test_many_calls_by_many_workers(start: Callable[..., Run], tmp_path: Path) -> None:

@@ -38,9 +38,11 @@ class Terminal:
         fcntl.ioctl(self._own, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 100, 0, 0))
         self.modes = termios.tcgetattr(theirs)
         self._theirs = theirs
+        # Else these would count instead of this terminal's size; those who run tests in parallel set them.
+        unsized = {name: value for name, value in os.environ.items() if name not in ("COLUMNS", "LINES")}
         self.process = subprocess.Popen(
             [*SCHEDULER, *words], stdin=theirs, stdout=theirs, stderr=theirs,
-            env={**os.environ, "TERM": "xterm-256color"}, start_new_session=True,
+            env={**unsized, "TERM": "xterm-256color"}, start_new_session=True,
         )  # fmt: skip
         self.seen = b""
 
