@@ -171,6 +171,23 @@ def why(task: Mapping[str, Any], now: datetime) -> str:
     return _progress(task.get("progress"))  # an older server says nothing
 
 
+def raised(task: Mapping[str, Any]) -> str:
+    """The exception that ended its entrypoint, in a line; "" if there was none."""
+    error = _error(task)
+    return f"{error.get('type')}: {error.get('message')}" if error else ""
+
+
+def traceback(task: Mapping[str, Any]) -> str:
+    """That of `raised`, as Python prints it, if there is one."""
+    return str(_error(task).get("traceback") or "")
+
+
+def _error(task: Mapping[str, Any]) -> Mapping[str, Any]:
+    result = task["result"]
+    error = result.get("error") if isinstance(result, dict) and task["status"] == "failed" else None
+    return error if isinstance(error, dict) and "type" in error else {}
+
+
 def _progress(told: object) -> str:
     """Of a running task: a share as per cent, and what else it says."""
     if told is None:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from pysched.cli import selectors, units
-from pysched.cli.ls import elapsed, why
+from pysched.cli.ls import elapsed, raised, traceback, why
 from pysched.cli.session import Session, as_json, client_command, styled
 from pysched.cli.table import STATES, Column, paint, printable
 
@@ -58,7 +58,8 @@ def _show(session: Session, task: TaskDetail) -> None:
         "finished": "" if task["finished_at"] is None else units.local(task["finished_at"]),
         "ran": "" if elapsed(task, now) == "-" else elapsed(task, now),
         "progress": "" if task.get("progress") is None else as_json(task["progress"]),
-        "result": "" if task["result"] is None else as_json(task["result"]),
+        "raised": raised(task),
+        "result": "" if task["result"] is None or raised(task) else as_json(task["result"]),
         **{name: _shown(spec[name]) for name in _REST if name in spec},
         "mem": units.size(spec["mem"]) if "mem" in spec else "",
         "stdout": task["stdout"] or "",
@@ -68,6 +69,10 @@ def _show(session: Session, task: TaskDetail) -> None:
         if value:
             text = value if name == "status" else printable(value)
             click.echo(f"{paint(f'{name:<13}', 'dim', colour=session.colour)} {text}")
+    if trace := traceback(task):
+        click.echo()
+        for line in trace.rstrip().splitlines():
+            click.echo(printable(line))
     if task["attempts"]:
         click.echo()
         session.table(_ATTEMPTS, [_attempt(attempt, now) for attempt in task["attempts"]])
@@ -102,7 +107,8 @@ def _attempt(attempt: Attempt, now: datetime) -> list[Any]:
         units.local(start),
         "-" if seconds is None else units.duration(max(0.0, seconds)),
         "-" if attempt["cpu_ms"] is None else units.duration(attempt["cpu_ms"] / 1000),
-        "-" if attempt["max_rss_kb"] is None else units.size(attempt["max_rss_kb"] * 1024),
+        # 0 is what the kernel says of a small process: since 6.2 it counts pages in batches, a processor at a time.
+        "-" if not attempt["max_rss_kb"] else units.size(attempt["max_rss_kb"] * 1024),
         str(attempt["pid"] or "-"),
         attempt["node"][:8],
         attempt["reason"] or "",

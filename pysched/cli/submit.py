@@ -27,7 +27,7 @@ _ARRAY_MAX = 1_000_000
 
 _field_options = [
     click.option("--id", "task_id", help="The id, also the idempotency key; made for you if missing."),
-    click.option("-N", "--name", help="For people; the command if missing."),
+    click.option("-N", "--name", help="For people; the command or entrypoint if missing."),
     click.option("--type", help="system (the default) or ml."),
     click.option("-p", "--priority", help="HIGH, MED (the default) or LOW."),
     click.option("--rank", type=int, help="Order inside a priority, larger first."),
@@ -59,8 +59,14 @@ def _fields(command: Any) -> Any:
 @click.command("submit", context_settings={"ignore_unknown_options": False})
 @_fields
 @click.option("-f", "--file", "files", multiple=True, metavar="FILE", help="Tasks from a file; - is standard input.")
-@click.option("--each-line", metavar="FILE", help="A task for each line; {} in CMD stands for it, else it comes last.")
-@click.option("--array", metavar="N-M[:STEP]", help="A task for each number; {} in CMD stands for it.")
+@click.option(
+    "--each-line",
+    metavar="FILE",
+    help="A task for each line, which {} stands for, or which comes last in CMD.",
+)
+@click.option(
+    "--array", metavar="N-M[:STEP]", help="A task for each number; {} in CMD, --param or --env stands for it."
+)
 @click.option("--shell", is_flag=True, help="CMD is text for /bin/sh, as one word of CMD always is.")
 @click.option("--wait", is_flag=True, help="Until it has ended; exits with its exit code.")
 @click.option("--follow", is_flag=True, help="Show its output meanwhile; exits with its exit code.")
@@ -96,7 +102,7 @@ def command(
     if files:
         tasks: Iterator[dict[str, Any]] = ({**fields, **task} for name in files for task in _from_file(name))
     else:
-        tasks = _from_command(cmd, fields, _items(each_line, array), shell=shell)
+        tasks = _from_command(cmd, fields, _items(each_line, array), given["params"], shell=shell)
     if dry_run:
         return _show(session, tasks)
     ids = _send(session, tasks)
@@ -180,7 +186,7 @@ def _items(each_line: str | None, array: str | None) -> Iterator[str] | None:
 
 
 def _from_command(
-    words: Sequence[str], fields: dict[str, Any], items: Iterator[str] | None, *, shell: bool
+    words: Sequence[str], fields: dict[str, Any], items: Iterator[str] | None, params: Sequence[str], *, shell: bool
 ) -> Iterator[dict[str, Any]]:
     if items is None:
         yield _task(words, fields, shell=shell)
@@ -197,8 +203,14 @@ def _from_command(
         task = _task(own, fields, shell=shell)
         if "id" in fields:
             task["id"] = f"{fields['id']}-{number}"
+        if params:
+            task["params"] = dict(_param(text.replace("{}", item)) for text in params)
+        if "env" in fields:
+            task["env"] = {name: value.replace("{}", item) for name, value in fields["env"].items()}
         if "name" in fields:
             task["name"] = fields["name"].replace("{}", item) if "{}" in fields["name"] else f"{fields['name']} {item}"
+        elif not words and "entrypoint" in fields:
+            task["name"] = f"{fields['entrypoint']} {item}"[:_NAME]
         yield task
 
 
@@ -210,6 +222,8 @@ def _task(words: Sequence[str], fields: dict[str, Any], *, shell: bool) -> dict[
         if "name" not in task:
             name = re.sub(r"[\x00-\x1f\x7f-\x9f]+", " ", text).strip()
             task["name"] = name if len(name) <= _NAME else name[: _NAME - 1] + "…"
+    elif "entrypoint" in fields:
+        task.setdefault("name", fields["entrypoint"][:_NAME])
     return task
 
 

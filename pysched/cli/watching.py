@@ -50,11 +50,14 @@ def wait(session: Session, ids: Sequence[str], *, timeout_s: float | None) -> in
 
 
 def _verdict(session: Session, tasks: Sequence[TaskDetail]) -> int:
+    from pysched.cli.ls import raised
+
     bad = [task for task in tasks if task["status"] != "succeeded"]
     for task in bad[:20]:
         attempts = len(task["attempts"])
         tries = f" after {attempts} attempts" if attempts > 1 else ""
-        session.note(f"{task['id']} {task['status']}: {task['reason']}{tries}")
+        what = raised(task)
+        session.note(f"{task['id']} {task['status']}: {task['reason']}{tries}{what and f': {table.printable(what)}'}")
     if len(tasks) > 1:
         session.note(f"{len(tasks) - len(bad)} of {len(tasks)} succeeded")
     return exit_code(bad[0]) if bad else 0

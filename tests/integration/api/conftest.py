@@ -65,7 +65,13 @@ class Worker:
         assert self._store.start([started]) == []
 
     def finish(
-        self, task_id: str, *, exit_code: int = 0, stdout: Path | None = None, stderr: Path | None = None
+        self,
+        task_id: str,
+        *,
+        exit_code: int = 0,
+        stdout: Path | None = None,
+        stderr: Path | None = None,
+        result: object = None,
     ) -> None:
         claim = self._held.pop(task_id)
         task = Task.from_spec(task_id, claim.spec)
@@ -76,6 +82,7 @@ class Worker:
             exit_code=exit_code,
             stdout=None if stdout is None else str(stdout),
             stderr=None if stderr is None else str(stderr),
+            result=None if result is None else json.dumps(result),
         )
         rule = RetryRule(max_retries=task.max_retries, retry_delay_s=0)
         outcome: Outcome = verdict(claim.key, ended, failures=claim.failures, rule=rule, jitter=0)

@@ -82,6 +82,15 @@ class TestOne:
         assert text.splitlines()[-1].split()[:2] == ["1", "failed"]
         assert "'a\tb'" not in scheduler("show", three[0]).out  # a tab would move what follows
 
+    def test_what_an_entrypoint_raised(self, scheduler: CommandLine, api: Api) -> None:
+        task_id = scheduler("submit", "-q", "--type", "ml", "--entrypoint", "m:f", "-r", "0").out.strip()
+        error = {"type": "ValueError", "message": "no\x1b data", "traceback": "Traceback:\n  f()\nValueError\n"}
+        api.worker.run(task_id, exit_code=1, result={"error": error})
+        text = scheduler("show", task_id).out
+        assert "raised        ValueError: no· data\n" in text
+        assert "\n\nTraceback:\n  f()\nValueError\n\n" in text
+        assert scheduler("wait", task_id).err == f"{task_id} failed: exit 1: ValueError: no· data\n"
+
     def test_show_for_programs(self, scheduler: CommandLine, three: list[str], tag: str) -> None:
         assert scheduler("show", "-q", f"tag={tag}").out.split() == three
         document = json.loads(scheduler("show", "-o", "json", three[0]).out)

@@ -69,6 +69,16 @@ def test_a_line_each(scheduler: CommandLine) -> None:
     assert [task["task"]["command"] for task in tasks] == ["echo 'a b'", "echo ';rm -rf'"]
 
 
+def test_an_array_of_calls(scheduler: CommandLine) -> None:
+    words = ("--type", "ml", "--entrypoint", "jobs:fit", "-P", "seed={}", "-P", 'rest={"a": [{}]}', "-P", "name=run-{}")
+    first, second = submitted(scheduler, *words, "-e", "RUN={}", "--array", "1-2")
+    assert first["task"]["params"] == {"seed": 1, "rest": {"a": [1]}, "name": "run-1"}
+    assert (second["task"]["params"]["seed"], second["task"]["env"], second["name"]) == (2, {"RUN": "2"}, "jobs:fit 2")
+    (alone,) = submitted(scheduler, *words)  # without an array nothing is special
+    assert alone["task"]["params"] == {"seed": {}, "rest": {"a": [{}]}, "name": "run-{}"}
+    assert alone["name"] == "jobs:fit"
+
+
 @pytest.mark.parametrize(
     ("text", "commands"),
     [
