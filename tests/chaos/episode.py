@@ -11,15 +11,17 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import psycopg
+from psycopg.rows import dict_row
 
 from tests.chaos import checker, faults, processes
 from tests.chaos.checker import Violation
 from tests.chaos.faults import Fault
 from tests.chaos.history import AttemptRow, DoneFile, End, History, TaskRow, read_ledger
 from tests.chaos.workload import Clients, orders
-from tests.chaos.world import World, wait_for
+from tests.chaos.world import OFFER, World, wait_for
 
 SETTLE_S = 150.0
 _AT_ONCE = 3  # faults
@@ -40,6 +42,7 @@ class Report:
     acknowledged: int = 0
     executions: int = 0
     again: int = 0  # executions beyond each task's first
+    reused: int = 0  # executions in a process that had made a call before
     causes: Counter[str] = field(default_factory=Counter)  # of the attempts that another followed
     seconds: float = 0.0
     kept: str = ""  # the folder of a run that went wrong
@@ -49,7 +52,8 @@ class Report:
         causes = " ".join(f"{name}×{count}" for name, count in sorted(self.causes.items()))
         return (
             f"seed {self.seed}: {self.kills} kills, {self.others} other faults, {self.tasks} tasks, "
-            f"{self.acknowledged} acknowledged, {self.executions} executions, {self.again} again; "
+            f"{self.acknowledged} acknowledged, {self.executions} executions, {self.again} again, "
+            f"{self.reused} in used workers; "
             f"{len(self.violations)} violations; {self.seconds:.0f} s\n  faults: {hit}\n  causes: {causes}"
         )
 
@@ -103,6 +107,7 @@ def judge(world: World, clients: Clients, report: Report, *, settle_s: float = S
     report.acknowledged = sum(each.acknowledged for each in history.submitted)
     report.executions = len(history.executions)
     report.again = report.executions - len({each.task for each in history.executions})
+    report.reused = sum(each.call > 1 for each in history.executions)
     last = {row.id: row.attempts for row in history.tasks}
     report.causes.update(
         str(each.reason).split(";")[0].split(" ")[0] for each in history.attempts if each.attempt != last.get(each.task)
@@ -190,17 +195,21 @@ def collect(world: World, clients: Clients, *, settled: bool) -> History:
     with world.cluster.connect() as conn:
         conn.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ")
         history.tasks = [
-            TaskRow(id=key, name=name, state=state, reason=reason, attempts=attempts, failures=failures, exit_code=code)
-            for key, name, state, reason, attempts, failures, code in conn.execute(
-                "SELECT id, name, state, reason, attempts, failures, exit_code FROM pysched.tasks"
+            TaskRow(**row)
+            for row in conn.cursor(row_factory=dict_row).execute(
+                "SELECT id, name, state, reason, attempts, failures, exit_code, result::json AS result"
+                " FROM pysched.tasks"
             )
         ]
         history.attempts = [
-            AttemptRow(task=task, attempt=attempt, state=state, reason=reason, pid=pid, exit_code=code)
-            for task, attempt, state, reason, pid, code in conn.execute(
-                "SELECT task_id, attempt, state, reason, pid, exit_code FROM pysched.attempts"
+            AttemptRow(**row)
+            for row in conn.cursor(row_factory=dict_row).execute(
+                "SELECT task_id AS task, attempt, state, reason, pid, exit_code, node::text AS node"
+                " FROM pysched.attempts"
             )
         ]
+        history.homes = dict(conn.execute("SELECT incarnation::text, home::text FROM pysched.nodes").fetchall())
+        history.offer = OFFER
         history.ends = [
             End(task=task, state=state, attempts=attempts)
             for task, state, attempts in conn.execute("SELECT task, state, attempts FROM chaos.ends")
@@ -209,7 +218,9 @@ def collect(world: World, clients: Clients, *, settled: bool) -> History:
     for node in world.nodes:
         for path in sorted(node.completed.glob("*.done")):
             content = json.loads(path.read_bytes())
-            history.done.append(DoneFile(folder=node.completed.name, task=path.stem, content=content))
+            log = content["stdout"]
+            output = Path(log).read_text() if log is not None and os.path.exists(log) else None
+            history.done.append(DoneFile(folder=node.completed.name, task=path.stem, content=content, output=output))
     rejected = world.root / "rejected"
     history.rejected = [path.read_text().strip() for path in rejected.glob("*.reason")] if rejected.exists() else []
     for service in world.services:
