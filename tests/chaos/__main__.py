@@ -21,7 +21,9 @@ def main() -> int:
     parser.add_argument("--kills", type=int, default=200, help="how many")
     parser.add_argument("--episode", type=int, default=_KILLS, metavar="KILLS", help="of an episode; %(default)s")
     parser.add_argument("--minutes", type=float, default=10.0, help="begin no further episode after this time")
-    parser.add_argument("--tasks", type=int, help="orders an episode; 8 a kill by default")
+    parser.add_argument(
+        "--tasks", type=int, help="orders an episode; by default up to 8 a kill, as the nodes can take them"
+    )
     given = parser.parse_args()
     began = time.monotonic()
     kills = others = tasks = executions = again = episodes = 0

@@ -25,6 +25,7 @@ from tests.chaos.world import OFFER, World, wait_for
 
 SETTLE_S = 150.0
 _AT_ONCE = 3  # faults
+_ORDERS = 8  # at most, for a kill
 _TRIES = 15
 _CONTEXT = 40  # lines shown from a sign on
 _DEFECTS = ("Traceback (most recent call last)", "this is a defect of pysched", "a thread died")
@@ -79,8 +80,11 @@ def run(seed: int, kills: int, *, tasks: int | None = None) -> Report:
     rng = random.Random(seed)
     report = Report(seed)
     schedule = plan(rng, kills)
-    with World(nodes=rng.randint(1, 3), workers=rng.choice((2, 4, 8)), small_disks=True, clocks=True) as world:
-        work = orders(world, rng, 8 * kills if tasks is None else tasks)
+    nodes, workers = rng.randint(1, 3), rng.choice((2, 4, 8))
+    # As many orders a kill as are worked off in the time until the next one.
+    count = kills * min(_ORDERS, nodes * workers) if tasks is None else tasks
+    with World(nodes=nodes, workers=workers, small_disks=True, clocks=True) as world:
+        work = orders(world, rng, count)
         clients = Clients(world, work, spread_s=sum(planned.after_s for planned in schedule))
         clients.start()
         _inject(world, schedule, report, clients)
