@@ -24,6 +24,7 @@ def main() -> int:
     parser.add_argument(
         "--tasks", type=int, help="orders an episode; by default up to 8 a kill, as the nodes can take them"
     )
+    parser.add_argument("--pause", type=float, default=1.0, metavar="FACTOR", help="between two faults, of the usual")
     given = parser.parse_args()
     began = time.monotonic()
     kills = others = tasks = executions = again = episodes = 0
@@ -32,7 +33,7 @@ def main() -> int:
     seed = given.seed
     while kills < given.kills and (time.monotonic() - began < given.minutes * 60 or not episodes):
         count = min(given.episode, given.kills - kills)
-        report = episode.run(seed, count, tasks=given.tasks)
+        report = episode.run(seed, count, tasks=given.tasks, pause=given.pause)
         print(report, flush=True)
         if report.violations:
             wrong.append(seed)
@@ -40,6 +41,7 @@ def main() -> int:
                 print(f"  VIOLATION {violation}", flush=True)
             options = f" --episode {count}" if count > _KILLS else ""
             options += "" if given.tasks is None else f" --tasks {given.tasks}"
+            options += "" if given.pause == 1.0 else f" --pause {given.pause:g}"
             replay = f"python -m tests.chaos --seed {seed} --kills {count}{options}"
             print(f"  kept: {report.kept}\n  replay: {replay}", flush=True)
         kills, others, episodes = kills + report.kills, others + report.others, episodes + 1

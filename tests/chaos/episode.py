@@ -66,20 +66,21 @@ class Planned:
     seed: int  # of its own choices
 
 
-def plan(rng: random.Random, kills: int) -> list[Planned]:
-    """A schedule with `kills` faults that kill, and others in between, about one for two kills."""
+def plan(rng: random.Random, kills: int, *, pause: float = 1.0) -> list[Planned]:
+    """A schedule with `kills` faults that kill, and others in between, about one for two kills; `pause` times as long
+    apart as by default."""
     kinds = rng.choices(list(faults.KILLS), weights=list(faults.KILLS.values()), k=kills)
     kinds += rng.choices(list(faults.OTHERS), weights=list(faults.OTHERS.values()), k=kills // 2)
     rng.shuffle(kinds)
-    return [Planned(fault, rng.choice((0.05, 0.2, 0.5, 1.0, 1.5)), rng.getrandbits(32)) for fault in kinds]
+    return [Planned(fault, pause * rng.choice((0.05, 0.2, 0.5, 1.0, 1.5)), rng.getrandbits(32)) for fault in kinds]
 
 
-def run(seed: int, kills: int, *, tasks: int | None = None) -> Report:
+def run(seed: int, kills: int, *, tasks: int | None = None, pause: float = 1.0) -> Report:
     """Everything follows from the seed, except for what the operating system's scheduler decides."""
     began = time.monotonic()
     rng = random.Random(seed)
     report = Report(seed)
-    schedule = plan(rng, kills)
+    schedule = plan(rng, kills, pause=pause)
     nodes, workers = rng.randint(1, 3), rng.choice((2, 4, 8))
     # As many orders a kill as are worked off in the time until the next one.
     count = kills * min(_ORDERS, nodes * workers) if tasks is None else tasks
