@@ -47,7 +47,7 @@ from pysched.engine.room import Rooms
 from pysched.engine.sweeper import Sweeper
 from pysched.engine.upkeep import Upkeep
 from pysched.errors import HomeInUse, NodeDefect, NodeError, NodeSuperseded, PyschedError, StoreError
-from pysched.executors.files import LogFolder, take_result
+from pysched.executors.files import LogFolder, read_result, remove_log, remove_result
 from pysched.executors.launch import Launcher, inherited
 from pysched.executors.zygote import Zygote
 from pysched.guard import HANDED_OVER, Link
@@ -247,7 +247,7 @@ class Node:
             record=self._recorder.put,
             room=self._dispatcher.room,
             due=self._dispatcher.due,
-            take_result=take_result,
+            read_result=read_result,
         )
         self._adopter = Adopter(
             self._core,
@@ -268,6 +268,7 @@ class Node:
             if retention_s > 0
             else None,
             logs=self._home.logs,
+            remove_log=remove_log,
         )
         self._sweeper = Sweeper(upkeep.round)
         self._heartbeat = Heartbeat(
@@ -427,8 +428,11 @@ class Node:
         self._profiler.observe_many([_ended(outcome) for outcome in outcomes if not outcome.void])
 
     def _finish(self, store: Store, outcomes: Sequence[Outcome]) -> tuple[Sequence[Record], Sequence[AttemptKey]]:
-        """Commit outcomes; from then on nobody needs their rows, ours or not."""
+        """Commit outcomes; from then on nobody needs their rows and the files of their results, ours or not."""
         verdict = store.finish(outcomes, home=self._info.home)
+        for outcome in outcomes:
+            if outcome.exit.result is not None and outcome.exit.stdout is not None:
+                remove_result(outcome.exit.stdout)
         self._table.release([outcome.key.token for outcome in outcomes])
         return verdict
 

@@ -27,7 +27,7 @@ _CAUSES = {
     _core.CAUSE_MEMORY: Reason.MEMORY,
 }
 
-TakeResult = Callable[[str], "tuple[str | None, str | None]"]  # (JSON text or None, what is wrong with it or None)
+ReadResult = Callable[[str], "tuple[str | None, str | None]"]  # (JSON text or None, what is wrong with it or None)
 
 
 class Reaper:
@@ -41,14 +41,14 @@ class Reaper:
         record: Callable[[Sequence[Started], Sequence[Outcome]], None],
         room: Callable[[], None],
         due: Callable[[], None],
-        take_result: TakeResult,
+        read_result: ReadResult,
     ) -> None:
         self._core = core
         self._attempts = attempts
         self._record = record
         self._room = room
         self._due = due
-        self._take_result = take_result
+        self._read_result = read_result
         self._stopping = False
         self._thread = threading.Thread(target=self._run, name="reaper", daemon=True)
         self._log = structlog.get_logger("reaper")
@@ -111,7 +111,7 @@ class Reaper:
             cause = Reason.spawn(_spawn_failure(event, held))
             return Exit(pid=None, started_at=finished_at, finished_at=finished_at, cause=cause)
         code = os.waitstatus_to_exitcode(event.status) if event.status >= 0 else None
-        result, problem = self._take_result(held.program.result)
+        result, problem = self._read_result(held.program.result)
         if problem is not None:
             self._log.warning("a result is dropped", task=held.claim.key.id, problem=problem)
         if event.survivors:

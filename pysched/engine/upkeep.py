@@ -11,8 +11,6 @@ All of it may be done at any time, twice, or by several nodes at once.
 
 from __future__ import annotations
 
-import contextlib
-import os
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -69,6 +67,7 @@ class Upkeep:
         deliver: Callable[[], None],
         prune: Callable[[int, int], Pruned] | None,
         logs: Path,
+        remove_log: Callable[[str], None],
     ) -> None:
         self._standing = standing
         self._hand_back = hand_back
@@ -77,6 +76,7 @@ class Upkeep:
         self._deliver = deliver
         self._prune = prune
         self._logs = f"{logs}/"
+        self._remove_log = remove_log
         self._draining = False
         self._ending = False
         self._next = 0  # where the pass goes on
@@ -114,8 +114,7 @@ class Upkeep:
         pruned = prune(self._next, PRUNE_BATCH)
         for path in pruned.logs:
             if path.startswith(self._logs):  # another home's are not ours to remove
-                with contextlib.suppress(OSError):
-                    os.unlink(path)
+                self._remove_log(path)
         if pruned.next is None:
             self._next, self._rest_until_s = 0, time.monotonic() + PRUNE_REST_S
         else:

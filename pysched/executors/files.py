@@ -13,6 +13,9 @@ from pathlib import Path
 from pysched._core import is_missing
 
 RESULT_BYTES = 64 * 1024
+_OUTPUT = ".out"
+_RESULT = ".result"
+_PROGRESS = ".progress"
 _SHARDS = 256  # folders, so that none grows to a million entries
 
 
@@ -40,13 +43,17 @@ class LogFolder:
     def of(self, task_id: str, attempt: int) -> AttemptFiles:
         shard = zlib.crc32(task_id.encode()) % _SHARDS
         stem = f"{self._root}/{shard:02x}/{task_id}.{attempt}"
-        return AttemptFiles(f"{stem}.out", f"{stem}.err", f"{stem}.result", f"{stem}.progress")
+        return AttemptFiles(f"{stem}{_OUTPUT}", f"{stem}.err", f"{stem}{_RESULT}", f"{stem}{_PROGRESS}")
 
 
-def take_result(path: str) -> tuple[str | None, str | None]:
-    """(JSON text, None) of what the job left at `path`, or (None, why it cannot be used); removes the file, and that of
-    the job's progress."""
-    progress = f"{path.removesuffix('.result')}.progress"
+def read_result(path: str) -> tuple[str | None, str | None]:
+    """(JSON text, None) of what the job left at `path`, or (None, why it cannot be used); removes the file of the job's
+    progress.
+
+    A good result stays where it is until it is recorded (`remove_result`): should the node die before, the next
+    incarnation reads it again.
+    """
+    progress = f"{path.removesuffix(_RESULT)}{_PROGRESS}"
     if not is_missing(progress):
         with contextlib.suppress(OSError):
             os.unlink(progress)
@@ -64,8 +71,14 @@ def take_result(path: str) -> tuple[str | None, str | None]:
         data = os.read(descriptor, RESULT_BYTES + 1)
     finally:
         os.close(descriptor)
+    text, problem = _checked(data)
+    if problem is not None:
         with contextlib.suppress(OSError):
             os.unlink(path)
+    return text, problem
+
+
+def _checked(data: bytes) -> tuple[str | None, str | None]:
     if len(data) > RESULT_BYTES:
         return None, f"the result is longer than {RESULT_BYTES} bytes"
     try:
@@ -75,3 +88,18 @@ def take_result(path: str) -> tuple[str | None, str | None]:
     if "\\u0000" in text:
         return None, "the result contains a NUL character"
     return text, None
+
+
+def remove_log(path: str) -> None:
+    """The log itself, and with that of standard output what else a crash may have left of the attempt."""
+    stem = path.removesuffix(_OUTPUT)
+    others = () if stem == path else (f"{stem}{_RESULT}", f"{stem}{_PROGRESS}")
+    for each in (path, *others):
+        with contextlib.suppress(OSError):
+            os.unlink(each)
+
+
+def remove_result(stdout: str) -> None:
+    """Of the attempt whose log of standard output that is."""
+    with contextlib.suppress(OSError):
+        os.unlink(f"{stdout.removesuffix(_OUTPUT)}{_RESULT}")

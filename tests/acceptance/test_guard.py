@@ -95,6 +95,21 @@ def test_a_job_that_ends_while_there_is_no_node_is_recorded(site: Site) -> None:
     assert (record["status"], record["exit_code"], record["attempts"]) == ("failed", 7, 1)
 
 
+def test_a_result_that_was_read_and_not_recorded_outlives_the_node(site: Site) -> None:
+    guard = site.node()
+    waiting = "select pid from pg_locks where relation = 'pysched.attempts'::regclass and not granted"
+    with psycopg.connect(site.database) as connection:
+        connection.execute("lock table pysched.attempts in share mode")
+        site.drop("job", {"command": "echo '[1, 2]' > $PYSCHED_RESULT"})
+        recording = wait_until(lambda: connection.execute(waiting.encode()).fetchall(), "its end to be recorded")
+        kill_node(guard)
+        for (backend,) in recording:  # it does not know that nobody hears it any more
+            connection.execute("select pg_terminate_backend(%s, 60000)", (backend,))
+    record = site.done("job")
+    assert (record["status"], record["attempts"], record["result"]) == ("succeeded", 1, [1, 2])
+    wait_until(lambda: not list(site.home.glob("logs/*/job.1.result")), "the file of what is recorded to go")
+
+
 def test_an_adopted_job_keeps_its_timeout_its_log_limit_and_its_worker(site: Site, gate: Path) -> None:
     guard = site.node("--log-limit", "10KiB", workers=2)
     site.drop("hangs", {"command": "sleep 600 & sleep 600", "timeout_s": 4, "grace_s": 0, "max_retries": 0})

@@ -5,15 +5,18 @@ execution beyond the first has a cause that the record of the one before names. 
 from __future__ import annotations
 
 import itertools
+import math
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
 from pysched.model import Reason
-from tests.chaos.history import AttemptRow, DoneFile, Execution, History, Submitted, TaskRow
+from tests.chaos.history import Amount, AttemptRow, DoneFile, Execution, History, Submitted, TaskRow
 
 TERMINAL = frozenset({"succeeded", "failed", "cancelled"})
-_ENDED_FROM_OUTSIDE = frozenset({"lost", "shutdown", "timeout", "user"})  # whatever the process itself had meant
+_ENDED_FROM_OUTSIDE = frozenset(
+    {"lost", "shutdown", "timeout", "user", "memory"}
+)  # whatever the process itself had meant
 
 _PARKED_AFTER = 3  # attempts that were lost together with their node
 
@@ -51,6 +54,10 @@ class _Facts:
         for file in history.done:
             self.done[file.task].append(file)
         self.ends = Counter(end.task for end in history.ends)
+
+    def home(self, incarnation: str) -> str:
+        """Where it lived: the incarnations of a home adopt each other's attempts, and count as one node."""
+        return self.history.homes.get(incarnation, incarnation)
 
     def submitted(self) -> Iterator[tuple[Submitted, TaskRow]]:
         """What was submitted and exists."""
@@ -111,14 +118,15 @@ def _delivered(facts: _Facts) -> Iterator[Violation]:
             folders = ", ".join(file.folder for file in files)
             yield Violation("recorded twice", row.id, f"has {len(files)} .done files, in {folders}")
         for file in files:
-            said = {name: file.content.get(name) for name in ("id", "status", "reason", "attempts", "exit_code")}
             true = {
                 "id": row.id,
                 "status": row.state,
                 "reason": row.reason,
                 "attempts": row.attempts,
                 "exit_code": row.exit_code,
+                "result": row.result,
             }
+            said = {name: file.content.get(name) for name in true}
             wrong = [f"{name} {said[name]!r} for {true[name]!r}" for name in true if said[name] != true[name]]
             if wrong:
                 yield Violation(".done disagrees", row.id, f"its file says {', '.join(wrong)}")
@@ -163,6 +171,20 @@ def _agreed(facts: _Facts) -> Iterator[Violation]:
                 yield Violation("wrong record", task, f"{told}, with exit code {attempt.exit_code}")
             if run is not None and attempt.pid is not None and attempt.pid != run.pid:
                 yield Violation("wrong record", task, f"{told} with pid {attempt.pid}, the job says {run.pid}")
+            if run is not None and facts.home(attempt.node) != facts.home(run.node):
+                yield Violation("wrong record", task, f"{told} on node {attempt.node}, the job says {run.node}")
+
+
+def _kept(facts: _Facts) -> Iterator[Violation]:
+    """What the last attempt left, its result and its output, is the task's, all of it and nobody else's."""
+    for row in facts.history.tasks:
+        if row.state != "succeeded":
+            continue
+        if row.result != {"task": row.id, "attempt": row.attempts}:
+            yield Violation("wrong result", row.id, f"attempt {row.attempts} succeeded, its result is {row.result!r}")
+        for file in facts.done.get(row.id, ()):
+            if file.output != f"{row.id} {row.attempts}\n":
+                yield Violation("wrong output", row.id, f"attempt {row.attempts} succeeded, its log is {file.output!r}")
 
 
 # ── every further execution has its cause ─────────────────────────────────────────────────────────
@@ -221,6 +243,41 @@ def _in_order(facts: _Facts) -> Iterator[Violation]:
                 yield Violation("out of order", row.id, f"ran before {need}, which it needs, had succeeded")
 
 
+def _apart(facts: _Facts) -> Iterator[Violation]:
+    for each, row in facts.submitted():
+        for run in facts.executions.get(row.id, ()):
+            if run.call > 1 and not each.reuse:
+                yield Violation("shared process", row.id, f"attempt {run.attempt} was call {run.call} of its process")
+
+
+def _within_offer(facts: _Facts) -> Iterator[Violation]:
+    """What runs on a node at one time never asks for more than that has.
+
+    An execution that wrote no last word was ended some time after its first one, and is left out."""
+    offer = facts.history.offer
+    changes: dict[str, list[tuple[int, int, Amount, Execution]]] = defaultdict(list)
+    for each, row in facts.submitted():
+        for run in facts.executions.get(row.id, ()) if each.holds != Amount() else ():
+            if run.ended_ns is not None:
+                place = facts.home(run.node)
+                changes[place] += [(run.started_ns, 1, each.holds, run), (run.ended_ns, -1, each.holds, run)]
+    for place, events in changes.items():
+        held: Counter[str] = Counter()
+        for _, sign, holds, run in sorted(events, key=lambda event: event[:2]):
+            held["cpus"] += sign * round(1000 * holds.cpus)
+            held["mib"] += sign * holds.mib
+            part = round(1000 * min(1.0, holds.gpus))
+            for device in run.gpus if holds.gpus else ():
+                held[f"gpu {device}"] += sign * part
+            limits = {"cpus": round(1000 * offer.cpus), "mib": offer.mib}
+            over = [f"{amount} {name}" for name, amount in held.items() if amount > limits.get(name, 1000)]
+            if over:
+                yield Violation("too much at once", run.task, f"began while {', '.join(over)} were held on {place}")
+        for _, sign, holds, run in events:
+            if sign > 0 and len(run.gpus) != math.ceil(holds.gpus):
+                yield Violation("too much at once", run.task, f"was given {run.gpus}, and asked for {holds.gpus:g}")
+
+
 def _clean(facts: _Facts) -> Iterator[Violation]:
     for process in facts.history.leftovers:
         yield Violation("left running", "-", process)
@@ -234,9 +291,12 @@ _RULES: tuple[Callable[[_Facts], Iterable[Violation]], ...] = (
     _delivered,
     _recorded,
     _agreed,
+    _kept,
     _explained,
     _retried,
     _alone,
     _in_order,
+    _apart,
+    _within_offer,
     _clean,
 )

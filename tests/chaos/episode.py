@@ -11,18 +11,21 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import psycopg
+from psycopg.rows import dict_row
 
 from tests.chaos import checker, faults, processes
 from tests.chaos.checker import Violation
 from tests.chaos.faults import Fault
 from tests.chaos.history import AttemptRow, DoneFile, End, History, TaskRow, read_ledger
 from tests.chaos.workload import Clients, orders
-from tests.chaos.world import World, wait_for
+from tests.chaos.world import OFFER, World, wait_for
 
 SETTLE_S = 150.0
 _AT_ONCE = 3  # faults
+_ORDERS = 8  # at most, for a kill
 _TRIES = 15
 _CONTEXT = 40  # lines shown from a sign on
 _DEFECTS = ("Traceback (most recent call last)", "this is a defect of pysched", "a thread died")
@@ -40,6 +43,7 @@ class Report:
     acknowledged: int = 0
     executions: int = 0
     again: int = 0  # executions beyond each task's first
+    reused: int = 0  # executions in a process that had made a call before
     causes: Counter[str] = field(default_factory=Counter)  # of the attempts that another followed
     seconds: float = 0.0
     kept: str = ""  # the folder of a run that went wrong
@@ -49,7 +53,8 @@ class Report:
         causes = " ".join(f"{name}×{count}" for name, count in sorted(self.causes.items()))
         return (
             f"seed {self.seed}: {self.kills} kills, {self.others} other faults, {self.tasks} tasks, "
-            f"{self.acknowledged} acknowledged, {self.executions} executions, {self.again} again; "
+            f"{self.acknowledged} acknowledged, {self.executions} executions, {self.again} again, "
+            f"{self.reused} in used workers; "
             f"{len(self.violations)} violations; {self.seconds:.0f} s\n  faults: {hit}\n  causes: {causes}"
         )
 
@@ -61,22 +66,26 @@ class Planned:
     seed: int  # of its own choices
 
 
-def plan(rng: random.Random, kills: int) -> list[Planned]:
-    """A schedule with `kills` faults that kill, and others in between, about one for two kills."""
+def plan(rng: random.Random, kills: int, *, pause: float = 1.0) -> list[Planned]:
+    """A schedule with `kills` faults that kill, and others in between, about one for two kills; `pause` times as long
+    apart as by default."""
     kinds = rng.choices(list(faults.KILLS), weights=list(faults.KILLS.values()), k=kills)
     kinds += rng.choices(list(faults.OTHERS), weights=list(faults.OTHERS.values()), k=kills // 2)
     rng.shuffle(kinds)
-    return [Planned(fault, rng.choice((0.05, 0.2, 0.5, 1.0, 1.5)), rng.getrandbits(32)) for fault in kinds]
+    return [Planned(fault, pause * rng.choice((0.05, 0.2, 0.5, 1.0, 1.5)), rng.getrandbits(32)) for fault in kinds]
 
 
-def run(seed: int, kills: int, *, tasks: int | None = None) -> Report:
+def run(seed: int, kills: int, *, tasks: int | None = None, pause: float = 1.0) -> Report:
     """Everything follows from the seed, except for what the operating system's scheduler decides."""
     began = time.monotonic()
     rng = random.Random(seed)
     report = Report(seed)
-    schedule = plan(rng, kills)
-    with World(nodes=rng.randint(1, 3), workers=rng.choice((2, 4, 8)), small_disks=True, clocks=True) as world:
-        work = orders(world, rng, 8 * kills if tasks is None else tasks)
+    schedule = plan(rng, kills, pause=pause)
+    nodes, workers = rng.randint(1, 3), rng.choice((2, 4, 8))
+    # As many orders a kill as are worked off in the time until the next one.
+    count = kills * min(_ORDERS, nodes * workers) if tasks is None else tasks
+    with World(nodes=nodes, workers=workers, small_disks=True, clocks=True) as world:
+        work = orders(world, rng, count)
         clients = Clients(world, work, spread_s=sum(planned.after_s for planned in schedule))
         clients.start()
         _inject(world, schedule, report, clients)
@@ -103,6 +112,7 @@ def judge(world: World, clients: Clients, report: Report, *, settle_s: float = S
     report.acknowledged = sum(each.acknowledged for each in history.submitted)
     report.executions = len(history.executions)
     report.again = report.executions - len({each.task for each in history.executions})
+    report.reused = sum(each.call > 1 for each in history.executions)
     last = {row.id: row.attempts for row in history.tasks}
     report.causes.update(
         str(each.reason).split(";")[0].split(" ")[0] for each in history.attempts if each.attempt != last.get(each.task)
@@ -190,17 +200,21 @@ def collect(world: World, clients: Clients, *, settled: bool) -> History:
     with world.cluster.connect() as conn:
         conn.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ")
         history.tasks = [
-            TaskRow(id=key, name=name, state=state, reason=reason, attempts=attempts, failures=failures, exit_code=code)
-            for key, name, state, reason, attempts, failures, code in conn.execute(
-                "SELECT id, name, state, reason, attempts, failures, exit_code FROM pysched.tasks"
+            TaskRow(**row)
+            for row in conn.cursor(row_factory=dict_row).execute(
+                "SELECT id, name, state, reason, attempts, failures, exit_code, result::json AS result"
+                " FROM pysched.tasks"
             )
         ]
         history.attempts = [
-            AttemptRow(task=task, attempt=attempt, state=state, reason=reason, pid=pid, exit_code=code)
-            for task, attempt, state, reason, pid, code in conn.execute(
-                "SELECT task_id, attempt, state, reason, pid, exit_code FROM pysched.attempts"
+            AttemptRow(**row)
+            for row in conn.cursor(row_factory=dict_row).execute(
+                "SELECT task_id AS task, attempt, state, reason, pid, exit_code, node::text AS node"
+                " FROM pysched.attempts"
             )
         ]
+        history.homes = dict(conn.execute("SELECT incarnation::text, home::text FROM pysched.nodes").fetchall())
+        history.offer = OFFER
         history.ends = [
             End(task=task, state=state, attempts=attempts)
             for task, state, attempts in conn.execute("SELECT task, state, attempts FROM chaos.ends")
@@ -209,7 +223,9 @@ def collect(world: World, clients: Clients, *, settled: bool) -> History:
     for node in world.nodes:
         for path in sorted(node.completed.glob("*.done")):
             content = json.loads(path.read_bytes())
-            history.done.append(DoneFile(folder=node.completed.name, task=path.stem, content=content))
+            log = content["stdout"]
+            output = Path(log).read_text() if log is not None and os.path.exists(log) else None
+            history.done.append(DoneFile(folder=node.completed.name, task=path.stem, content=content, output=output))
     rejected = world.root / "rejected"
     history.rejected = [path.read_text().strip() for path in rejected.glob("*.reason")] if rejected.exists() else []
     for service in world.services:

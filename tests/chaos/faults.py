@@ -54,12 +54,13 @@ def kill_machine(world: World, rng: random.Random, over: threading.Event) -> Eff
 
 
 def kill_job(world: World, rng: random.Random, over: threading.Event) -> Effect:
-    """One running job: ends as `signal SIGKILL`."""
-    top = rng.choice(world.nodes).pid
-    jobs = (
-        [pid for pid in processes.descendants(top) if str(world.job).encode() in processes.command(pid)] if top else []
-    )
-    return Effect(kills=bool(jobs) and processes.kill(rng.choice(jobs)))
+    """One running job, which ends as `signal SIGKILL`; or a worker between two calls."""
+    return _kill_one(world, rng, processes.is_marked)
+
+
+def kill_zygote(world: World, rng: random.Random, over: threading.Event) -> Effect:
+    """What forks the calls of entrypoints, or a fork of it that is no job yet."""
+    return _kill_one(world, rng, lambda pid: b"zygote.py" in processes.command(pid) and not processes.is_marked(pid))
 
 
 def kill_api(world: World, rng: random.Random, over: threading.Event) -> Effect:
@@ -163,7 +164,8 @@ KILLS: dict[Fault, int] = {  # with weights
     kill_node: 36,
     kill_guard: 10,
     kill_machine: 6,
-    kill_job: 6,
+    kill_job: 10,
+    kill_zygote: 6,
     kill_api: 10,
     kill_backend: 14,
     kill_postmaster: 8,
@@ -182,6 +184,12 @@ OTHERS: dict[Fault, int] = {
     set_clock: 3,
     suspend: 3,
 }
+
+
+def _kill_one(world: World, rng: random.Random, is_meant: Callable[[int], bool]) -> Effect:
+    top = rng.choice(world.nodes).pid
+    found = [pid for pid in processes.descendants(top) if is_meant(pid)] if top is not None else []
+    return Effect(kills=bool(found) and processes.kill(rng.choice(found)))
 
 
 def _restart(world: World, rng: random.Random, over: threading.Event, wish: signal.Signals) -> bool:

@@ -10,8 +10,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Amount:
+    """Of what tasks hold while they run, and nodes have."""
+
+    cpus: float = 0.0
+    mib: int = 0
+    gpus: float = 0.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -23,6 +32,8 @@ class Submitted:
     batch: int | None = None  # all of one batch, or none
     max_retries: int = 3
     after: tuple[str, ...] = ()
+    holds: Amount = Amount()
+    reuse: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -36,6 +47,9 @@ class Execution:
     alone: bool = True  # no other execution of the task was alive when it began
     ended_ns: int | None = None  # None: it was ended
     code: int | None = None  # with which it meant to exit
+    node: str = ""  # incarnation that started it
+    gpus: tuple[str, ...] = ()  # devices that it was given
+    call: int = 1  # the number of this call in its process
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,6 +61,7 @@ class TaskRow:
     attempts: int = 1
     failures: int = 0
     exit_code: int | None = None
+    result: Any = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,6 +72,7 @@ class AttemptRow:
     reason: str | None = None
     pid: int | None = None
     exit_code: int | None = None
+    node: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -73,6 +89,7 @@ class DoneFile:
     folder: str
     task: str
     content: Mapping[str, Any]
+    output: str | None = None  # what is in the log of standard output that it names
 
 
 @dataclass(slots=True, kw_only=True)
@@ -87,27 +104,30 @@ class History:
     rejected: list[str] = field(default_factory=list)  # files that the intake refused
     leftovers: list[str] = field(default_factory=list)  # processes that outlived everything
     defects: list[str] = field(default_factory=list)  # what the product's own messages call a defect
+    homes: Mapping[str, str] = field(default_factory=dict)  # of incarnations: whose jobs they run, one after the other
+    offer: Amount = Amount()  # what the node of each home has
 
 
 def read_ledger(lines: Iterable[str]) -> list[Execution]:
     """The executions in a ledger; ValueError for a line that no job writes."""
     begun: dict[tuple[str, int, int], Execution] = {}
     for line in lines:
-        kind, task, attempt, pid, value, clock = line.split()
+        kind, task, attempt, pid, value, clock, *more = line.split()
         key = (task, int(attempt), int(pid))
-        if kind == "S" and key not in begun:
-            begun[key] = Execution(task=task, attempt=key[1], pid=key[2], started_ns=int(clock), alone=value == "1")
-        elif kind == "E" and key in begun and begun[key].ended_ns is None:
-            start = begun[key]
+        if kind == "S" and key not in begun and len(more) == 3:
+            node, gpus, call = more
             begun[key] = Execution(
                 task=task,
-                attempt=start.attempt,
-                pid=start.pid,
-                started_ns=start.started_ns,
-                alone=start.alone,
-                ended_ns=int(clock),
-                code=int(value),
+                attempt=key[1],
+                pid=key[2],
+                started_ns=int(clock),
+                alone=value == "1",
+                node=node,
+                gpus=() if gpus == "-" else tuple(gpus.split(",")),
+                call=int(call),
             )
+        elif kind == "E" and key in begun and begun[key].ended_ns is None and not more:
+            begun[key] = replace(begun[key], ended_ns=int(clock), code=int(value))
         else:
             raise ValueError(f"the ledger has a line out of place: {line!r}")
     return list(begun.values())

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import os
+import resource
 import select
 import signal
 from collections.abc import Iterator
 from pathlib import Path
+
+_RLIMIT_RTTIME = 15  # the module has no name for it
 
 
 def everyone() -> Iterator[int]:
@@ -60,6 +63,14 @@ def describe(pid: int) -> str:
             lines.append(f"    thread {thread} {name}: {place}")
     lines += [f"    child {each} ({state(each)})" for each in children(pid)]
     return "\n".join(lines)
+
+
+def is_marked(pid: int) -> bool:
+    """Whether it belongs to an attempt, which has a limit of real-time processor time that nobody else has."""
+    try:
+        return resource.prlimit(pid, _RLIMIT_RTTIME) != (resource.RLIM_INFINITY, resource.RLIM_INFINITY)
+    except OSError:
+        return False
 
 
 def kill(pid: int, wait_s: float = 30.0) -> bool:

@@ -14,6 +14,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from typing import Any
 
 from tests.chaos.episode import Report, judge
 from tests.chaos.workload import Clients, Job, Order, make_task
@@ -28,6 +29,7 @@ _ENDLESS_MS = 3_600_000
 def orders(world: World, rng: random.Random, count: int) -> Iterator[Order]:
     """Short ones, and such that only their timeouts end."""
     for number in range(count):
+        fields: dict[str, Any]
         if rng.random() < 0.3:
             fields = {"timeout_s": 60.0, "max_retries": 20}
             job = Job(rng.choice((0, 50, 400)))
@@ -35,7 +37,10 @@ def orders(world: World, rng: random.Random, count: int) -> Iterator[Order]:
             fields = {"timeout_s": rng.choice((0.1, 0.4)), "max_retries": rng.randint(0, 1)}
             job = Job(_ENDLESS_MS)
         fields["grace_s"] = rng.choice((0.01, 0.1, 0.5))
-        yield Order("file", (make_task(world, f"t{number}", job, **fields),), patient=True)
+        call = rng.random() < 0.3
+        if call:
+            fields["reuse"] = rng.random() < 0.6
+        yield Order("file", (make_task(world, f"t{number}", job, call=call, **fields),), patient=True)
 
 
 def run(seed: int, suspends: int) -> Report:

@@ -39,12 +39,12 @@ def test_a_violation_is_printed_with_its_seed_and_its_replay(
 ) -> None:
     from tests.chaos import __main__ as program
 
-    def go_wrong(seed: int, kills: int, *, tasks: int | None) -> Report:
+    def go_wrong(seed: int, kills: int, *, tasks: int | None, pause: float) -> Report:
         return Report(seed, violations=[Violation("lost", "t1", "is gone")], kills=kills)
 
     monkeypatch.setattr(episode, "run", go_wrong)
-    monkeypatch.setattr(sys, "argv", ["chaos", "--seed", "17", "--kills", "3"])
+    monkeypatch.setattr(sys, "argv", ["chaos", "--seed", "17", "--kills", "3", "--pause", "0.5"])
     assert program.main() == 1
     out = capsys.readouterr().out
     assert "VIOLATION lost: t1: is gone" in out
-    assert "replay: python -m tests.chaos --seed 17 --kills 3" in out
+    assert "replay: python -m tests.chaos --seed 17 --kills 3 --pause 0.5" in out

@@ -12,7 +12,7 @@ import pytest
 from pysched.model import Reason
 from tests.chaos import checker
 from tests.chaos.checker import violations
-from tests.chaos.history import AttemptRow, DoneFile, End, Execution, History, Submitted, TaskRow, read_ledger
+from tests.chaos.history import Amount, AttemptRow, DoneFile, End, Execution, History, Submitted, TaskRow, read_ledger
 
 
 def execution(task: str, attempt: int, start: int, end: int | None, code: int | None = 0) -> Execution:
@@ -63,6 +63,7 @@ def good() -> History:
             AttemptRow(task="019-id", attempt=1, state="succeeded", exit_code=0, pid=27),
         ],
     )
+    history.tasks = [replace(row, result=result_of(row)) for row in history.tasks]
     for row in history.tasks:
         history.ends.append(End(task=row.id, state=row.state, attempts=row.attempts))
         history.done.append(done_of(row))
@@ -76,8 +77,13 @@ def done_of(row: TaskRow, folder: str = "completed-0") -> DoneFile:
         "reason": row.reason,
         "attempts": row.attempts,
         "exit_code": row.exit_code,
+        "result": row.result,
     }
-    return DoneFile(folder=folder, task=row.id, content=content)
+    return DoneFile(folder=folder, task=row.id, content=content, output=f"{row.id} {row.attempts}\n")
+
+
+def result_of(row: TaskRow) -> dict[str, object] | None:
+    return {"task": row.id, "attempt": row.attempts} if row.state == "succeeded" else None
 
 
 def change_row(history: History, task: str, **changes: object) -> None:
@@ -110,6 +116,7 @@ def lose(history: History) -> None:
 
 def accept_twice(history: History) -> None:
     row = TaskRow(id="020-id", name="named", state="succeeded", exit_code=0)
+    row = replace(row, result=result_of(row))
     history.tasks.append(row)
     history.attempts.append(AttemptRow(task=row.id, attempt=1, state="succeeded", exit_code=0))
     history.executions.append(execution(row.id, 1, 70, 80))
@@ -169,6 +176,21 @@ def park(history: History, lost: int = 3) -> None:
     history.ends.append(End(task="d", state="failed", attempts=lost))
 
 
+def hold(history: History, amount: Amount, *gpus: str, home: str = "home-1") -> None:
+    """`c` and `d`, which run at the same time, each hold `amount` on the node of a home, in two lives of that."""
+    history.offer = Amount(cpus=2, mib=100)
+    history.homes = {"life-1": "home-1", "life-2": home}
+    history.submitted = [replace(each, holds=amount) if each.key in {"c", "d"} else each for each in history.submitted]
+    change_execution(history, "c", 1, node="life-1", gpus=gpus)
+    change_execution(history, "d", 1, node="life-2", gpus=gpus)
+    change_attempt(history, "c", 1, node="life-1")
+    change_attempt(history, "d", 1, node="life-2")
+
+
+def change_done(history: History, task: str, **changes: object) -> None:
+    history.done = [replace(file, **changes) if file.task == task else file for file in history.done]  # type: ignore[arg-type]
+
+
 def forget_submission(history: History) -> None:
     del history.submitted[0]
 
@@ -200,6 +222,17 @@ BREACHES: list[tuple[str, Callable[[History], None]]] = [
     ("wrong record", lambda history: change_attempt(history, "a", 1, exit_code=None)),
     ("wrong record", lambda history: change_attempt(history, "a", 1, pid=11)),
     ("wrong record", lambda history: change_row(history, "d", state="succeeded", reason=None)),
+    ("wrong record", lambda history: change_execution(history, "a", 1, node="life-1")),
+    ("wrong result", lambda history: change_row(history, "a", result=None)),
+    ("wrong result", lambda history: change_row(history, "b", result={"task": "a", "attempt": 3})),
+    (".done disagrees", lambda history: change_row(history, "a", result={"task": "a"})),
+    ("wrong output", lambda history: change_done(history, "a", output="")),
+    ("wrong output", lambda history: change_done(history, "a", output="a 1\nb 1\n")),
+    ("shared process", lambda history: change_execution(history, "a", 1, call=2)),
+    ("too much at once", lambda history: hold(history, Amount(cpus=1.5))),
+    ("too much at once", lambda history: hold(history, Amount(mib=51))),
+    ("too much at once", lambda history: hold(history, Amount(gpus=1), "gpu-0")),
+    ("too much at once", lambda history: hold(history, Amount(gpus=0.5), "gpu-0", "gpu-1")),
     ("gave up early", lambda history: history.submitted.insert(0, Submitted(key="d", max_retries=1))),
     ("gave up early", lambda history: park(history, lost=2)),
     ("unexplained execution", lambda history: history.submitted.insert(0, Submitted(key="b", max_retries=0))),
@@ -221,6 +254,28 @@ def test_a_good_history_has_no_violation() -> None:
     assert violations(good()) == []
 
 
+@pytest.mark.parametrize(
+    ("amount", "gpus"), [(Amount(cpus=1), ()), (Amount(mib=50), ()), (Amount(gpus=0.5), ("gpu-0",))]
+)
+def test_what_fits_may_run_at_once(amount: Amount, gpus: tuple[str, ...]) -> None:
+    history = good()
+    hold(history, amount, *gpus)
+    assert violations(history) == []
+
+
+def test_each_node_has_what_it_has() -> None:
+    history = good()
+    hold(history, Amount(cpus=2, gpus=1), "gpu-0", home="home-2")
+    assert violations(history) == []
+
+
+def test_a_task_may_ask_for_a_used_process() -> None:
+    history = good()
+    history.submitted[0] = replace(history.submitted[0], reuse=True)
+    change_execution(history, "a", 1, call=7)
+    assert violations(history) == []
+
+
 def test_an_attempt_ended_from_outside_may_have_meant_another_exit() -> None:
     history = good()
     change_execution(history, "b", 1, ended_ns=29, code=0)  # done, and its node died before it could say so
@@ -240,14 +295,17 @@ def test_every_rule_is_breached_here() -> None:
 
 
 def test_the_ledger_is_read_as_jobs_write_it() -> None:
-    lines = ["S a 1 10 1 100\n", "S b 1 11 0 101\n", "E a 1 10 7 200\n"]
+    lines = ["S a 1 10 1 100 x - 1\n", "S b 1 11 0 101 y gpu-0,gpu-1 3\n", "E a 1 10 7 200\n"]
     assert read_ledger(lines) == [
-        Execution(task="a", attempt=1, pid=10, started_ns=100, ended_ns=200, code=7),
-        Execution(task="b", attempt=1, pid=11, started_ns=101, alone=False),
+        Execution(task="a", attempt=1, pid=10, started_ns=100, ended_ns=200, code=7, node="x"),
+        Execution(task="b", attempt=1, pid=11, started_ns=101, alone=False, node="y", gpus=("gpu-0", "gpu-1"), call=3),
     ]
 
 
-@pytest.mark.parametrize("lines", [["E a 1 10 0 1"], ["S a 1 10 1 1", "S a 1 10 1 2"], ["X a 1 10 1 1"]])
+@pytest.mark.parametrize(
+    "lines",
+    [["E a 1 10 0 1"], ["S a 1 10 1 1"], ["S a 1 10 1 1 x - 1", "S a 1 10 1 2 x - 1"], ["X a 1 10 1 1 x - 1"]],
+)
 def test_a_line_that_no_job_writes_is_an_error(lines: list[str]) -> None:
     with pytest.raises(ValueError, match="out of place"):
         read_ledger(lines)

@@ -9,6 +9,7 @@ import argparse
 import contextlib
 import sys
 import time
+from typing import Any
 
 from tests.chaos import processes
 from tests.chaos.episode import Report, judge
@@ -27,7 +28,7 @@ def run(count: int, *, stop_s: float = STOP_S) -> Report:
     report = Report(0)
     with World(nodes=3, workers=8) as world:
         tasks = [
-            make_task(world, f"t{number}", Job(_LONG_MS if number % 50 == 0 else 1), max_retries=8)
+            make_task(world, f"t{number}", Job(_LONG_MS if number % 50 == 0 else 1), max_retries=8, **_kind(number))
             for number in range(count)
         ]
         batches = [Order("batch", tuple(tasks[at : at + _BATCH]), patient=True) for at in range(0, count, _BATCH)]
@@ -44,6 +45,13 @@ def run(count: int, *, stop_s: float = STOP_S) -> Report:
         judge(world, clients, report, settle_s=600.0)
     report.seconds = time.monotonic() - began
     return report
+
+
+def _kind(number: int) -> dict[str, Any]:
+    """One task in ten calls an entrypoint in a process that others have used, another one asks for resources."""
+    if number % 10 == 3:
+        return {"call": True, "reuse": True}
+    return {"cpus": 1, "mem": "64MiB"} if number % 10 == 7 else {}
 
 
 def holders(world: World) -> int:

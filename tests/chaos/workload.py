@@ -8,11 +8,13 @@ import os
 import random
 import threading
 import time
-from dataclasses import dataclass, replace
+import zlib
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 from urllib.parse import urlsplit
 
-from tests.chaos.history import Submitted
+from tests.chaos.history import Amount, Submitted
 from tests.chaos.world import World
 
 _ANSWER_S = 20.0
@@ -27,6 +29,7 @@ class Job:
     sleep_ms: int = 10
     code: int = 0
     bad_attempts: int = 0
+    grab_mib: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,11 +41,15 @@ class Order:
     patient: bool  # sends again, the same, until it has an answer
 
 
-def make_task(world: World, key: str, job: Job, **fields: Any) -> dict[str, Any]:
-    """A task of which a job bears witness."""
-    words = [str(world.job), str(world.ledger), str(world.locks)]
-    words += [str(job.sleep_ms), str(job.code), str(job.bad_attempts)]
-    return {"id": key, "command": words, "retry_delay_s": 0.05, "grace_s": 0.5, **fields}
+def make_task(world: World, key: str, job: Job, *, call: bool = False, **fields: Any) -> dict[str, Any]:
+    """A task of which a job bears witness, a program or the call of an entrypoint."""
+    if call:
+        params = {"ledger": str(world.ledger), "locks": str(world.locks), **asdict(job)}
+        what = {"type": "ml", "entrypoint": "witness:bear", "params": params, "cwd": str(world.calls)}
+    else:
+        numbers = (job.sleep_ms, job.code, job.bad_attempts, job.grab_mib)
+        what = {"command": [str(world.job), str(world.ledger), str(world.locks), *map(str, numbers)]}
+    return {"id": key, **what, "retry_delay_s": 0.05, "grace_s": 0.5, **fields}
 
 
 def orders(world: World, rng: random.Random, count: int, *, longest_ms: int = 4_000) -> list[Order]:
@@ -71,9 +78,17 @@ def _order(world: World, rng: random.Random, number: int, longest_ms: int) -> Or
 
 def _task(world: World, rng: random.Random, key: str, longest_ms: int) -> dict[str, Any]:
     fields: dict[str, Any] = {"priority": rng.choice(("HIGH", "MED", "LOW")), "max_retries": 8}
+    call = rng.random() < 0.35
+    if call and rng.random() < 0.6:
+        fields["reuse"] = True
+    if rng.random() < 0.3:
+        fields.update(_amount(rng, call=call))
     kind = rng.random()
-    if kind < 0.60:
+    if kind < 0.57:
         job = Job(rng.choice((0, 5, 20, 100)))
+    elif kind < 0.60:  # more than it may
+        job = Job(60_000, grab_mib=96)
+        fields.update(mem="32MiB", max_retries=rng.randint(0, 1))
     elif kind < 0.72:
         job = Job(rng.randint(300, longest_ms))
     elif kind < 0.84:  # fails at first
@@ -87,7 +102,34 @@ def _task(world: World, rng: random.Random, key: str, longest_ms: int) -> dict[s
     else:
         job = Job(10)
         fields["delay_s"] = rng.choice((0.2, 1.0))
-    return make_task(world, key, job, **fields)
+    return make_task(world, key, job, call=call, **fields)
+
+
+def _amount(rng: random.Random, *, call: bool) -> dict[str, Any]:
+    """What a task asks for beside a worker; a node has several times that (`world.OFFER`)."""
+    fields: dict[str, Any] = {}
+    if rng.random() < 0.7:
+        fields["cpus"] = rng.choice((0.5, 1, 1, 2) if call else (0.25, 1, 2, 3))  # a call with 2 starts cold
+    if rng.random() < 0.5:
+        fields["mem"] = f"{rng.choice((128, 256, 512))}MiB"
+    if rng.random() < 0.2:
+        fields["gpus"] = rng.choice((0.5, 1, 2))
+    return fields
+
+
+def holds(task: Mapping[str, Any]) -> Amount:
+    """What it holds while it runs, by the words of the documentation: a processor, if it is a call and says nothing."""
+    return Amount(
+        cpus=task.get("cpus", 1.0 if task.get("type") == "ml" else 0.0),
+        mib=int(task.get("mem", "0MiB").removesuffix("MiB")),
+        gpus=task.get("gpus", 0.0),
+    )
+
+
+def _lines(task: Mapping[str, Any]) -> str:
+    return "".join(
+        f"{name}: {value if isinstance(value, str) else json.dumps(value)}\n" for name, value in task.items()
+    )
 
 
 class Clients:
@@ -143,14 +185,16 @@ class Clients:
                 acknowledged=acknowledged,
                 max_retries=task["max_retries"],
                 after=tuple(task.get("after", ())),
+                holds=holds(task),
+                reuse=task.get("reuse", False),
             )
             for task in order.tasks
         ]
 
     def _drop(self, task: dict[str, Any]) -> None:
-        """A `.task` file, as writers should make it: elsewhere, then renamed."""
+        """A `.task` file of either form, as writers should make it: elsewhere, then renamed."""
         temporary = self._world.root / f"{task['id']}.tmp"
-        temporary.write_text(json.dumps(task))
+        temporary.write_text(json.dumps(task) if zlib.crc32(task["id"].encode()) % 2 else _lines(task))
         os.rename(temporary, self._world.queue / f"{task['id']}.task")
 
     def _post(self, path: str, body: Any) -> bool:

@@ -24,12 +24,16 @@ from typing import Any
 
 from tests.chaos import processes
 from tests.chaos.cluster import Cluster
+from tests.chaos.history import Amount
 from tests.chaos.proxy import Proxy
 
+OFFER = Amount(cpus=4, mib=1024, gpus=2)  # of each node, whatever this machine has
 READY_S = 90.0
 STOP_S = 60.0
 _RESTART_S = 0.2
 _HERE = Path(__file__).parent
+
+GPUS = tuple(f"gpu-{number}" for number in range(int(OFFER.gpus)))
 
 # What the store did, written down by the store: each end of a task, each write of an attempt's record.
 _WITNESS = """
@@ -198,9 +202,11 @@ class World:
         self.locks = self.root / "locks"
         self.queue = self.root / "queue"
         self.job = self.root / "job"
+        self.calls = self.root / "calls"  # where entrypoints run
         self.keep = False
-        for path in (self.locks, self.queue):
+        for path in (self.locks, self.queue, self.calls):
             path.mkdir()
+        shutil.copy(_HERE / "witness.py", self.calls)
         self.cluster = Cluster(self._folder("pg"))
         self.nodes: list[Node] = []
         self.proxies: list[Proxy] = []  # of the nodes, then of the API
@@ -319,6 +325,7 @@ class World:
                 command, check=False, capture_output=True
             )  # not in every container: then it is an ordinary one
         words = ["run", "--workers", str(workers), "--queue", str(self.queue), "--completed", str(completed)]
+        words += ["--cpus", f"{OFFER.cpus:g}", "--mem", f"{OFFER.mib}MiB", "--gpus", ",".join(GPUS)]
         service = self._make(f"node-{number}", home, words, completed)
         assert isinstance(service, Node)
         self.nodes.append(service)

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from pysched.engine.upkeep import PRUNE_BATCH, Upkeep
+from pysched.executors.files import remove_log
 
 
 @dataclass
@@ -40,6 +41,7 @@ class Told:
             deliver=lambda: self.calls.append("deliver"),
             prune=self._prune if batches else None,
             logs=logs,
+            remove_log=remove_log,
         )
 
     def _note(self, what: str) -> int:
@@ -98,8 +100,9 @@ def test_only_logs_of_this_home_are_removed(tmp_path: Path) -> None:
     logs, other = tmp_path / "logs", tmp_path / "logs-of-another"
     for folder in (logs, other):
         folder.mkdir()
-        (folder / "a.1.out").touch()
+        for name in ("a.1.out", "a.1.result", "a.1.progress", "a.2.result", "a.2.err"):
+            (folder / name).touch()
     told = Told(logs, Pruned(None, logs=[f"{logs}/a.1.out", f"{logs}/gone.1.out", f"{other}/a.1.out"]))
     told.upkeep.round()
-    assert not (logs / "a.1.out").exists()
+    assert sorted(path.name for path in logs.iterdir()) == ["a.2.err", "a.2.result"]
     assert (other / "a.1.out").exists()
