@@ -66,10 +66,26 @@ def questions(rows: int) -> dict[str, Callable[[random.Random], str]]:
         "priority, type": page(priority="HIGH", type="system"),
         "tag": page(tag="team-3"),
         "tag that none has": page(tag="nobody"),
-        "id prefix": lambda choice: f"/tasks?id=job-{choice.randint(1, rows)}",
+        "several tags": page(tag=["team-3", "team-4"]),
+        "node": page(node="00000000-0000-4000-8000-000000000000"),
+        "finished in a day": page(finished_since="2026-01-03T00:00:00Z", finished_until="2026-01-04T00:00:00Z"),
+        "id prefix of few": lambda choice: f"/tasks?id=job-{choice.randint(1, rows)}",
+        "id prefix of many": page(id="job-1"),
         "name prefix": page(name="nightly-77"),
         "name that none has": page(name="weekly"),
+        "text": page(text="RUN 77"),
         "text that none has": page(text="weekly"),
+        "everything": page(
+            status="succeeded",
+            priority="LOW",
+            type="system",
+            tag="team-5",
+            id="job-",
+            name="nightly-1",
+            text="run",
+            submitted_since="2026-01-01T00:00:00Z",
+            finished_until="2027-01-01T00:00:00Z",
+        ),
         "a day": lambda choice: (
             "/tasks?"
             + urlencode(

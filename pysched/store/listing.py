@@ -81,8 +81,9 @@ def _source(conn: Conn, selection: Selection, parameters: dict[str, Any]) -> tup
         given.remove("id")
         source = _QUERIES.by_id
     elif selection.tags:
-        parameters["tag"] = selection.tags[0]
-        if len(selection.tags) == 1:
+        first, *others = parameters["tags"]
+        parameters["tag"], parameters["tags"] = first, others
+        if not others:
             given.remove("tags")
         source = _QUERIES.by_tag
     elif selection.states or selection.finished_since or selection.finished_until:
@@ -123,7 +124,7 @@ def _parameters(selection: Selection) -> dict[str, Any]:
     values["states"] = [state.value for state in selection.states]
     values["priorities"] = [int(priority) for priority in selection.priorities]
     values["type"] = None if selection.type is None else selection.type.value
-    values["tags"] = list(selection.tags)
+    values["tags"] = list(dict.fromkeys(selection.tags))
     if selection.id is not None:
         values["id_end"] = selection.id + "\U0010ffff"  # ids are ASCII, and compared byte by byte
     return values

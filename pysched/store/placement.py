@@ -19,6 +19,7 @@ PORT = 5432  # part of the socket's name; nothing listens on the network
 _CLUSTERS = Path("/var/lib/pysched/clusters")  # of root's homes that the server's user cannot reach
 _ACCOUNTS = ("postgres", "nobody")  # root's server runs as the first of these that exists
 _SOCKET_BYTES = 107  # of a Unix socket's path, on Linux
+_ERROR = re.compile(r"\b(error|FATAL|PANIC): ")  # what comes after it says what is done about it, or where to look
 _PLAIN = re.compile(r"""[^,"'\\\x00-\x1f]+""")  # paths that need no care in lists and connection strings
 
 
@@ -66,7 +67,7 @@ class Owner:
         return bool(status.st_mode & stat.S_IXOTH)
 
     def run(self, command: list[str], *, cwd: Path, timeout_s: float) -> None:
-        """Run to its end as the server's user, apart from our terminal; `EmbeddedError` with its last line if it fails.
+        """Run to its end as the server's user, apart from our terminal; `EmbeddedError` with what it says if it fails.
 
         The environment is a fixed one: PGPORT, PGDATA and their like are not meant for this server.
         """
@@ -91,9 +92,9 @@ class Owner:
         except PermissionError as error:
             raise EmbeddedError(f"cannot run {name}: {error.strerror}; use --database URL") from None
         if done.returncode != 0:
-            lines = done.stdout.decode("utf-8", "replace").split("\n")
-            last = next((line.strip() for line in reversed(lines) if line.strip()), f"exit code {done.returncode}")
-            raise EmbeddedError(f"{name}: {last}")
+            lines = [line.strip() for line in done.stdout.decode("utf-8", "replace").split("\n") if line.strip()]
+            told = [line for line in lines if _ERROR.search(line)] or lines[-1:] or [f"exit code {done.returncode}"]
+            raise EmbeddedError(f"{name}: {told[0]}")
 
 
 @dataclass(frozen=True, slots=True)

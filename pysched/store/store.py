@@ -400,9 +400,12 @@ class Store(Control):
                 while not heard and (left := deadline - time.monotonic()) > 0:
                     if self._hushed in dict(readable.poll(left * 1000)):
                         return
-                    for notification in self._listener.notifies(timeout=0):  # none: the end of the connection is next
+                    # Nor by what it takes to hand them out: whoever is waited for waits for this thread's GIL, too.
+                    server = self._listener.pgconn
+                    server.consume_input()
+                    while (notification := server.notifies()) is not None:
                         heard = True
-                        yield notification.payload
+                        yield notification.extra.decode()
             finally:
                 if self._listener is not None and self._listener.broken:
                     self._listener.close()

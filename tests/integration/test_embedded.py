@@ -389,7 +389,8 @@ class TestRefusals:
         real = next(iter(PROGRAMS.values()))
         broken = home.parent / "bin"
         broken.mkdir(mode=0o755)
-        (broken / "initdb").write_text("#!/bin/sh\necho first\necho initdb: error: no space left >&2\nexit 1\n")
+        said = "echo first\necho initdb: error: no space left >&2\necho initdb: removing it >&2"
+        (broken / "initdb").write_text(f"#!/bin/sh\n{said}\nexit 1\n")
         (broken / "initdb").chmod(0o755)
         server = EmbeddedServer(home, programs=Binaries(broken, real.major))
         with pytest.raises(EmbeddedError, match=r"^initdb: initdb: error: no space left$"), server.running():

@@ -13,7 +13,7 @@ import pytest
 
 from pysched.model import Priority, State, TaskType
 from pysched.selection import EVERYTHING, Selection
-from pysched.store import listing, views
+from pysched.store import listing, sql, views
 from pysched.store.store import Store
 from tests.integration.store_driver import Node, accept, outcome, success, task
 
@@ -81,6 +81,9 @@ FILTERS = [
     (Selection(type=TaskType.ML), "queued"),
     (Selection(tags=("x",)), "claimed running"),
     (Selection(tags=("x", "y")), "running"),
+    (Selection(tags=("x", "x")), "claimed running"),
+    (Selection(tags=("y", "x", "x")), "running"),
+    (Selection(tags=("y", "x", "x"), id="r"), "running"),
     (Selection(tags=("x",), states=(State.QUEUED,)), "claimed"),
     (Selection(tags=("z",)), ""),
     (Selection(id="b"), "blocked bad"),
@@ -144,6 +147,23 @@ def test_a_look_by_time_passes_over_what_came_before_and_after(
     day = datetime(2026, 1, 11, tzinfo=timezone.utc)
     page = store.page(Selection(submitted_since=day, submitted_until=day + timedelta(days=1)), limit=2)
     assert ([row["id"] for row in page.rows], page.next) == (["t10"], None)
+
+
+def test_a_look_by_id_reads_those_ids_alone(store: Store, store_url: str) -> None:
+    accept(store, *(task(f"t{number}") for number in range(500)))
+    query = sql.load("list").by_id
+    values = {"id": "t7", "id_end": "t7\U0010ffff", "before": 1000, "looked": 100}
+    with psycopg.connect(store_url, autocommit=True) as conn:
+        conn.execute("ANALYZE pysched.tasks")
+        # The planner has to believe that they are many.
+        conn.execute("UPDATE pg_class SET reltuples = 5000000 WHERE oid = 'pysched.tasks'::regclass")
+        # As a session of the store's does.
+        conn.execute("SELECT set_config('plan_cache_mode', 'force_generic_plan', false)")
+        conn.execute("SELECT set_config('enable_seqscan', 'off', false)")
+        rows = conn.execute(b"EXPLAIN " + query, values, prepare=True).fetchall()
+    plan = "\n".join(line for (line,) in rows)
+    assert "tasks_pkey" in plan
+    assert "tasks_sequence" not in plan
 
 
 def test_by_end(zoo: Store) -> None:

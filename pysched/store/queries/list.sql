@@ -38,9 +38,12 @@ ORDER BY sequence DESC
 LIMIT %(looked)s::integer
 
 -- name: by_id
--- Few enough to be sorted; `has_few_ids` has made sure.
-SELECT sequence FROM pysched.tasks
-WHERE id >= %(id)s AND id < %(id_end)s AND sequence < %(before)s::bigint
+-- Few enough to be sorted; `has_few_ids` has made sure.  Materialized, or the order would be read from the index of arrival,
+-- through all tasks.
+WITH few AS MATERIALIZED (
+    SELECT sequence FROM pysched.tasks WHERE id >= %(id)s AND id < %(id_end)s
+)
+SELECT sequence FROM few WHERE sequence < %(before)s::bigint
 ORDER BY sequence DESC
 LIMIT %(looked)s::integer
 
@@ -59,9 +62,8 @@ t.priority = ANY(%(priorities)s::smallint[])
 t.type = %(type)s
 
 -- name: tags
-NOT EXISTS (
-    SELECT FROM unnest(%(tags)s::text[]) AS wanted (tag)
-    WHERE NOT EXISTS (SELECT FROM pysched.tags AS own WHERE own.tag = wanted.tag AND own.sequence = t.sequence))
+(SELECT count(*) FROM pysched.tags AS own WHERE own.tag = ANY(%(tags)s::text[]) AND own.sequence = t.sequence)
+    = cardinality(%(tags)s::text[])
 
 -- name: id
 starts_with(t.id, %(id)s)
