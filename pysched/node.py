@@ -21,17 +21,17 @@ Stopping goes down the same list, so nothing is ever sent to a stage that has st
 from __future__ import annotations
 
 import os
-import queue
 import socket
 import threading
 import uuid
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 
 import structlog
 
 import pysched
 from pysched import _core, latencies, machine
+from pysched.ending import Ending
 from pysched.engine import reaper, recovery
 from pysched.engine.adoption import Adopter
 from pysched.engine.attempts import Attempts
@@ -46,11 +46,11 @@ from pysched.engine.reaper import Reaper
 from pysched.engine.room import Rooms
 from pysched.engine.sweeper import Sweeper
 from pysched.engine.upkeep import Upkeep
-from pysched.errors import HomeInUse, NodeDefect, NodeError, NodeSuperseded, PyschedError, StoreError
+from pysched.errors import NodeError, NodeSuperseded, PyschedError, StoreError
 from pysched.executors.files import LogFolder, read_result, remove_log, remove_result
 from pysched.executors.launch import Launcher, inherited
 from pysched.executors.zygote import Zygote
-from pysched.guard import HANDED_OVER, Link
+from pysched.guard import Link
 from pysched.home import Home
 from pysched.intake.intake import Intake
 from pysched.ml import _sibling
@@ -60,111 +60,52 @@ from pysched.recorder.done import CompletedFolder
 from pysched.recorder.recorder import Deliverer, Recorder
 from pysched.recorder.spool import Spool
 from pysched.settings import Settings
-from pysched.store.embedded import EmbeddedServer
-from pysched.store.opening import opened
 from pysched.store.store import Store
 from pysched.task import Task
 
 _ABANDONED_BATCH = 1_000
 _ROWS_AHEAD = 8_192  # of the table of attempts: ends that wait to be committed, beside two rows a worker
-_HOME_LOOK_S = 0.5  # whether a node that had the home is gone
 _KILL_GRACE_S = 5.0  # for jobs that a stopping node hands back
 _KILLED_S = 10.0  # a process that lives this long after KILL hangs in the kernel
 
 
 class Node:
-    """One incarnation.  `run` returns when it has stopped; `drain` may be called from a signal handler."""
+    """The stages of one incarnation, wired: `start` them, then either `stop` or `leave`.
 
-    def __init__(self, settings: Settings, guard: Link) -> None:
+    Raises `NodeError` where a folder, the table of attempts or a GPU cannot be used.
+    """
+
+    def __init__(
+        self, settings: Settings, guard: Link, home: Home, store: Store, ending: Ending, incarnation: uuid.UUID
+    ) -> None:
         self._settings = settings
         self._guard = guard
-        self._home = Home(settings.home)
-        self._incarnation = uuid.uuid4()
+        self._home = home
+        self._store = store
+        self._ending = ending
+        self._incarnation = incarnation
+        self._home_id = home.identity()
         self._attempts = Attempts()
-        # A signal handler runs in the middle of whatever the main thread does, perhaps inside the lock of the very
-        # Event it would set.  SimpleQueue.put may be called there; a thread of its own turns the wishes into events.
-        self._wishes: queue.SimpleQueue[bool] = queue.SimpleQueue()
-        self._wanted = threading.Event()  # set: stop
-        self._at_once = threading.Event()  # set: without waiting for running jobs
-        self._leaving = False  # stop, and leave running jobs to the next incarnation
-        self._failure: NodeError | None = None
-        self._log = structlog.get_logger("node").bind(node=str(self._incarnation)[:8])
+        self._log = structlog.get_logger("node").bind(node=str(incarnation)[:8])
+        self._build_core()
+        self._build_recording()
+        self._build_dispatch()
+        self._build_lease()
+        self._build_edges()
 
-    def drain(self) -> None:
-        """Claim no more, let running jobs end, then stop; the second call stops at once."""
-        self._wishes.put(False)
-
-    def hand_over(self) -> None:
-        """Claim no more, then stop, and leave running jobs to the guard and the next incarnation."""
-        self._wishes.put(True)
-
-    def _heed(self) -> None:
-        while True:
-            leave = self._wishes.get()
-            if self._wanted.is_set():
-                if not leave:
-                    self._at_once.set()
-            else:
-                self._leaving = leave
-                self._wanted.set()
-
-    def run(self) -> int:
-        """Until `drain` or `hand_over`; returns the exit code, raises `PyschedError` if the node cannot start or cannot
-        go on."""
-        threading.Thread(target=self._heed, name="signals", daemon=True).start()
-        self._home.prepare()
-        with ExitStack() as stack:
-            if self._own_home(stack):
-                url = stack.enter_context(database(self._settings, keep=lambda: self._leaving))
-                store = stack.enter_context(opened(url, self._wanted.wait))
-                if store is not None:
-                    self._serve(store)
-        if self._failure is not None:
-            raise self._failure
-        return HANDED_OVER if self._leaving else 0
-
-    def _own_home(self, stack: ExitStack) -> bool:
-        """Hold the home within `stack`; False if told to stop before.
-
-        Our guard has it, so a node that has it, too, has lost its own, and drains: only its jobs' parent can tell how
-        they end, so they are waited for.
-        """
-        said = ""
-        while True:
-            try:
-                stack.enter_context(self._home.owned())
-            except HomeInUse as error:
-                if said != error.owner:
-                    said = error.owner
-                    self._log.warning(
-                        f"waiting for {said}, whose guard is gone: its jobs end first; TERM hands them back"
-                    )
-            else:
-                return True
-            if self._wanted.wait(_HOME_LOOK_S):
-                return False
-
-    def _serve(self, store: Store) -> None:
-        self._build(store)
-        with self._crashes_stop_us():
-            self._start(store)
-            self._wanted.wait()
-            if self._leaving:
-                self._leave()
-            else:
-                self._stop(store)
-
-    def _build(self, store: Store) -> None:
-        settings, home_id = self._settings, self._home.identity()
+    def _build_core(self) -> None:
+        """The core, what it offers, and what becomes of a task before it gets there."""
+        settings = self._settings
         logs = LogFolder(self._home.logs)
         logs.prepare()
         try:
-            capacity, gpus = machine.offer(settings.cpus, settings.mem, settings.gpus, os.environ)
+            self._capacity, gpus = machine.offer(settings.cpus, settings.mem, settings.gpus, os.environ)
         except ValueError as error:
             raise NodeError(f"gpus: {error}") from None
+        capacity = self._capacity
         self._info = NodeInfo(
             incarnation=self._incarnation,
-            home=home_id,
+            home=self._home_id,
             host=socket.gethostname(),
             pid=os.getpid(),
             workers=settings.workers,
@@ -174,15 +115,10 @@ class Node:
             mem=capacity.memory,
             gpus=capacity.gpus,
         )
-        completed = CompletedFolder(settings.completed_folder)
-        try:
-            completed.prepare()
-        except OSError as error:
-            raise NodeError(
-                f"completed folder {completed.path}: {error.strerror}; choose another with --completed"
-            ) from None
         warm = settings.warm and _sibling.available()
-        launcher = Launcher(node=str(self._incarnation), work=self._home.work, logs=logs, environ=os.environ, warm=warm)
+        self._launcher = Launcher(
+            node=str(self._incarnation), work=self._home.work, logs=logs, environ=os.environ, warm=warm
+        )
         try:
             self._table = _core.AttemptTable(
                 str(self._home.attempts), self._guard.token, rows=2 * settings.workers + _ROWS_AHEAD
@@ -203,6 +139,17 @@ class Node:
             gpus=list(map(os.fsencode, gpus)),
         )
         self._zygote = self._make_zygote() if warm else None
+
+    def _build_recording(self) -> None:
+        """From an outcome to its `.done` file."""
+        store = self._store
+        completed = CompletedFolder(self._settings.completed_folder)
+        try:
+            completed.prepare()
+        except OSError as error:
+            raise NodeError(
+                f"completed folder {completed.path}: {error.strerror}; choose another with --completed"
+            ) from None
         self._disks = Disks([self._home.path, completed.path])
         spool = Spool(self._home.path / "spool")
         try:
@@ -211,19 +158,23 @@ class Node:
             raise NodeError(f"home {self._home.path}: spool: {error.strerror}; choose another with --home") from None
         self._deliverer = Deliverer(
             write=completed.write,
-            undelivered=lambda limit: store.undelivered(home_id, limit),
+            undelivered=lambda limit: store.undelivered(self._home_id, limit),
             delivered=store.delivered,
             backlog=self._has_backlog,
         )
         self._recorder = Recorder(
             spool,
             start=store.start,
-            finish=lambda outcomes: self._finish(store, outcomes),
+            finish=self._finish,
             deliver=self._deliverer.put,
             finished=self._recorded,
             disowned=self._disown,
             backlog=self._has_backlog,
         )
+
+    def _build_dispatch(self) -> None:
+        """From a claim to the core, and from the core's events to an outcome."""
+        settings, store, home_id, capacity = self._settings, self._store, self._home_id, self._capacity
         rooms = Rooms(self._core, self._attempts, capacity, alone=lambda: self._heartbeat.alone)
         claimer = store.claimer(self._incarnation, rooms.look)
         self._dispatcher = Dispatcher(
@@ -231,13 +182,13 @@ class Node:
             self._attempts,
             claim=lambda lowest, limit, overdue: claimer.claim(lowest=lowest, limit=limit, overdue=overdue),
             promote=store.promote,
-            prepare=launcher.prepare,
+            prepare=self._launcher.prepare,
             unstartable=self._unstartable,
             ageing_s=settings.ageing_s,
             hold=self._why_not_claim,
             fenced=lambda: self._heartbeat.fenced,
             alone=lambda: self._heartbeat.alone,
-            reconcile=lambda: self._reconcile(store),
+            reconcile=self._reconcile,
             short=lambda: claimer.short,
             capacity=capacity,
         )
@@ -254,15 +205,19 @@ class Node:
             self._table,
             self._attempts,
             adopt=lambda tokens, suspects: store.adopt(home_id, self._incarnation, tokens=tokens, suspects=suspects),
-            prepare=lambda item, task: launcher.prepare(item.claim.key, task, node=item.node),
+            prepare=lambda item, task: self._launcher.prepare(item.claim.key, task, node=item.node),
             crashed_ns=self._guard.crashed_ns,
         )
+
+    def _build_lease(self) -> None:
+        """What keeps this node alive in the store's eyes, and judges others."""
+        settings, store, home_id = self._settings, self._store, self._home_id
         retention_s = settings.retention_days * 86_400
-        upkeep = Upkeep(
+        self._upkeep = Upkeep(
             standing=lambda: store.standing(self._incarnation, home_id),
             hand_back=self._core.withdraw_all,
-            superseded=self._supersede,
-            sweep=lambda: self._recover(store),
+            superseded=lambda why: self._ending.fail(NodeSuperseded(why)),
+            sweep=self._recover,
             deliver=self._deliverer.look,
             prune=(lambda after, limit: store.prune(home=home_id, retention_s=retention_s, after=after, limit=limit))
             if retention_s > 0
@@ -270,7 +225,7 @@ class Node:
             logs=self._home.logs,
             remove_log=remove_log,
         )
-        self._sweeper = Sweeper(upkeep.round)
+        self._sweeper = Sweeper(self._upkeep.round)
         self._heartbeat = Heartbeat(
             renew=lambda: store.renew(self._incarnation, LEASE_S, running=self._core.running),
             revive=lambda: store.revive(self._info, LEASE_S),
@@ -279,9 +234,13 @@ class Node:
             fence=self._fence,
             idle=lambda: not self._attempts,
             doubted=lambda: store.be_brief(True),
-            resumed=lambda: self._resume(store),
+            resumed=self._resume,
             trusts=lambda alone: _trusts_a_refusal(settings, alone=alone, on_a_socket=store.is_on_a_socket),
         )
+
+    def _build_edges(self) -> None:
+        """What comes in, and what is told about all of it."""
+        settings, store = self._settings, self._store
         self._depths = Depths(store.depths)
         self._listener = Listener(
             store.notifications,
@@ -291,10 +250,10 @@ class Node:
                 "due": lambda: self._queue_changed(self._dispatcher.due),
                 "accepted": self._depths.news,
                 "cancel": lambda: self._cancel(store.cancellations(self._incarnation)),
-                "drain": upkeep.heed,
+                "drain": self._upkeep.heed,
             },
         )
-        self._intake = Intake(settings.queue_folder, lambda tasks: self._accept(store, tasks), poll_s=settings.poll_s)
+        self._intake = Intake(settings.queue_folder, self._accept, poll_s=settings.poll_s)
         self._profiler = Profiler(self._home.profile, self._sample)
         self._publisher = Publisher(
             counts=self._core.counters,
@@ -311,15 +270,15 @@ class Node:
             awaited_s=self._core.awaits_zygote_s,
         )
 
-    def _start(self, store: Store) -> None:
-        self._submitted_before = store.submitted()
+    def start(self) -> None:
+        self._submitted_before = self._store.submitted()
         self._recorder.replay()
         registered = self._heartbeat.now()
-        store.register(self._info, LEASE_S)
+        self._store.register(self._info, LEASE_S)
         self._heartbeat.start(registered=registered)
-        self._adopt(store)
-        store.take_over(self._info.home, self._incarnation)
-        while self._recover(store):
+        self._adopt()
+        self._store.take_over(self._home_id, self._incarnation)
+        while self._recover():
             pass
         if self._zygote is not None:
             self._zygote.start()
@@ -330,10 +289,8 @@ class Node:
         try:
             self._intake.start()
         except OSError as error:
-            self._failure = NodeError(
-                f"queue folder {self._settings.queue_folder}: {error.strerror}; choose another with --queue"
-            )
-            self.drain()
+            folder = self._settings.queue_folder
+            self._ending.fail(NodeError(f"queue folder {folder}: {error.strerror}; choose another with --queue"))
             return
         self._guard.serving()
         self._log.info(
@@ -347,7 +304,7 @@ class Node:
             completed=str(self._settings.completed_folder),
         )
 
-    def _stop(self, store: Store) -> None:
+    def stop(self) -> None:
         self._intake.stop()
         self._listener.stop()
         self._dispatcher.stop()
@@ -365,11 +322,11 @@ class Node:
         self._publisher.stop()
         self._core.close()
         with suppress(StoreError):
-            store.end_node(self._incarnation)
+            self._store.end_node(self._incarnation)
         self._log.info("stopped")
 
-    def _leave(self) -> None:
-        """As `_stop`, but jobs run on, and the lease with them: the next incarnation takes it over."""
+    def leave(self) -> None:
+        """As `stop`, but jobs run on, and the lease with them: the next incarnation takes it over."""
         self._intake.stop()
         self._listener.stop()
         self._dispatcher.stop()
@@ -393,13 +350,13 @@ class Node:
         def watch() -> None:
             self._attempts.wait_empty(None)
             ended.set()
-            self._at_once.set()
+            self._ending.at_once.set()
 
         threading.Thread(target=watch, name="drain", daemon=True).start()
-        if not self._at_once.wait(self._settings.drain_timeout):
+        if not self._ending.at_once.wait(self._settings.drain_timeout):
             self._log.info("drain time is over, handing back", running=self._core.running)
             self._kill(self._attempts.handles(), _KILL_GRACE_S, _core.CAUSE_SHUTDOWN)
-        self._at_once.wait()
+        self._ending.at_once.wait()
         if not ended.is_set():
             self._kill(self._attempts.handles(), 0.0, _core.CAUSE_SHUTDOWN)
             self._stop_zygote()  # what is still waiting to be forked ends with it
@@ -410,8 +367,8 @@ class Node:
         if self._zygote is not None:
             self._zygote.stop()
 
-    def _accept(self, store: Store, tasks: Sequence[Task]) -> Sequence[Acceptance | PyschedError]:
-        verdicts = store.accept(tasks, source=self._incarnation, atomic=False)
+    def _accept(self, tasks: Sequence[Task]) -> Sequence[Acceptance | PyschedError]:
+        verdicts = self._store.accept(tasks, source=self._incarnation, atomic=False)
         self._dispatcher.work()
         if any(isinstance(verdict, Acceptance) and verdict.state is State.SCHEDULED for verdict in verdicts):
             self._dispatcher.due()
@@ -423,24 +380,24 @@ class Node:
     def _recorded(self, outcomes: Sequence[Outcome]) -> None:
         """Outcomes are durable: pass news on to whoever acts on it."""
         delays = [outcome.delay_s for outcome in outcomes if outcome.next_state is State.SCHEDULED]
-        if delays and not self._leaving:  # then the core is closed, and the next incarnation looks by itself
+        if delays and not self._ending.leaving:  # then the core is closed, and the next incarnation looks by itself
             self._dispatcher.due_in(min(delays))
         self._profiler.observe_many([_ended(outcome) for outcome in outcomes if not outcome.void])
 
-    def _finish(self, store: Store, outcomes: Sequence[Outcome]) -> tuple[Sequence[Record], Sequence[AttemptKey]]:
+    def _finish(self, outcomes: Sequence[Outcome]) -> tuple[Sequence[Record], Sequence[AttemptKey]]:
         """Commit outcomes; from then on nobody needs their rows and the files of their results, ours or not."""
-        verdict = store.finish(outcomes, home=self._info.home)
+        verdict = self._store.finish(outcomes, home=self._home_id)
         for outcome in outcomes:
             if outcome.exit.result is not None and outcome.exit.stdout is not None:
                 remove_result(outcome.exit.stdout)
         self._table.release([outcome.key.token for outcome in outcomes])
         return verdict
 
-    def _adopt(self, store: Store) -> None:
+    def _adopt(self) -> None:
         """Take over what the incarnation before has left running, before anybody sweeps it."""
         adoption = self._adopter.run()
         if adoption.outcomes:
-            records, _ = self._finish(store, adoption.outcomes)
+            records, _ = self._finish(adoption.outcomes)
             self._deliverer.put(records)
         self._table.release(adoption.forgotten)
         self._reaper.take(adoption.ends)
@@ -453,12 +410,12 @@ class Node:
                 processes_ended=adoption.killed,
             )
 
-    def _recover(self, store: Store) -> int:
+    def _recover(self) -> int:
         """End what nodes that are gone have left; how many attempts that were."""
-        abandoned = store.abandoned(_ABANDONED_BATCH)
+        abandoned = self._store.abandoned(_ABANDONED_BATCH)
         killed = recovery.end_processes(abandoned)
         if abandoned:
-            records, _ = store.finish(recovery.outcomes(abandoned), home=self._info.home)
+            records, _ = self._store.finish(recovery.outcomes(abandoned), home=self._home_id)
             self._deliverer.put(records)
             self._dispatcher.work()
             self._dispatcher.due()
@@ -480,11 +437,6 @@ class Node:
         for handle in handles:
             self._core.kill(handle, grace_s, cause)
 
-    def _supersede(self, why: str) -> None:
-        """Running jobs end first; then `run` raises."""
-        self._failure = self._failure or NodeSuperseded(why)
-        self._wanted.set()
-
     def _why_not_claim(self) -> str | None:
         if not self._heartbeat.sure:
             return "the lease is not renewed"
@@ -495,22 +447,22 @@ class Node:
 
     def _fence(self) -> None:
         """Others may run our attempts soon, or do already: end them all; the store drops their results by the fence."""
-        if not self._leaving:  # then they are the next incarnation's
+        if not self._ending.leaving:  # then they are the next incarnation's
             self._core.withdraw_all()
             self._kill(self._attempts.handles(), 0.0, _core.CAUSE_SHUTDOWN)
 
-    def _resume(self, store: Store) -> None:
+    def _resume(self) -> None:
         """The store answers again."""
-        store.be_brief(False)
+        self._store.be_brief(False)
         self._recorder.hurry()
         self._dispatcher.resume()
         self._sweeper.wake()
 
-    def _reconcile(self, store: Store) -> None:
+    def _reconcile(self) -> None:
         """Hand back what the store has given us in an answer that never came."""
         known = self._attempts.keys()
         known |= self._recorder.pending()  # after: an attempt goes from there to here
-        unknown = [key for key in store.unstarted(self._incarnation) if key not in known]
+        unknown = [key for key in self._store.unstarted(self._incarnation) if key not in known]
         if unknown:
             self._log.info("handing back claims whose answer was lost", attempts=len(unknown))
             self._recorder.put([], [reaper.withdrawn(key) for key in unknown])
@@ -528,40 +480,6 @@ class Node:
             running=self._core.running,
             submitted=submitted - self._submitted_before,
         )
-
-    def _fail(self, failure: NodeError) -> None:
-        """Stop at once, and let `run` raise."""
-        self._failure = self._failure or failure
-        self._at_once.set()
-        self._wanted.set()
-
-    @contextmanager
-    def _crashes_stop_us(self) -> Iterator[None]:
-        """A thread that dies of a defect takes the node down in the open instead of leaving it half alive."""
-        before = threading.excepthook
-
-        def hook(crash: threading.ExceptHookArgs) -> None:
-            thread = crash.thread.name if crash.thread is not None else "?"
-            self._log.error("a thread died, stopping", thread=thread, exc_info=crash.exc_value)
-            name = crash.exc_type.__name__
-            self._fail(NodeDefect(f"thread {thread} died of {name}: {crash.exc_value}; this is a defect of pysched"))
-
-        threading.excepthook = hook
-        try:
-            yield
-        finally:
-            threading.excepthook = before
-
-
-@contextmanager
-def database(settings: Settings, *, keep: Callable[[], bool] = lambda: False) -> Iterator[str]:
-    """The URL of the store: the one in the settings, or of the embedded server, kept running meanwhile; and after, if
-    `keep` says so then."""
-    if settings.database is not None:
-        yield settings.database
-    else:
-        with EmbeddedServer(settings.home).running(keep=keep) as url:
-            yield url
 
 
 def _trusts_a_refusal(settings: Settings, *, alone: bool, on_a_socket: bool) -> bool:

@@ -24,8 +24,8 @@ def command(parent_pid: int | None, place: str | None, **given: Any) -> None:
     from pysched.api.server import serve
     from pysched.executors.files import LogFolder
     from pysched.home import Home
+    from pysched.incarnation import database
     from pysched.listening import Place
-    from pysched.node import database
     from pysched.store.opening import opened
 
     logs.configure(debug=debugging())

@@ -30,14 +30,14 @@ def command(parent_pid: int | None, guard: str | None, **given: Any) -> int:
 
     from pysched import logs, settings
     from pysched.guard import Link
+    from pysched.incarnation import Incarnation
     from pysched.listening import RELOAD
-    from pysched.node import Node
 
     logs.configure(debug=debugging())
-    node = Node(settings.load(**given), Link.from_text(guard))
-    _heed({signal.SIGTERM: node.drain, signal.SIGINT: node.drain, RELOAD: node.hand_over})
+    incarnation = Incarnation(settings.load(**given), Link.from_text(guard))
+    _heed({signal.SIGTERM: incarnation.drain, signal.SIGINT: incarnation.drain, RELOAD: incarnation.hand_over})
     follow_parent(parent_pid)
-    return node.run()
+    return incarnation.run()
 
 
 def _heed(wishes: Mapping[int, Callable[[], None]]) -> None:

@@ -76,15 +76,15 @@ SCHEMA_589 = "ALTER TABLE pysched.attempts DROP CONSTRAINT attempts_pkey"
 
 def _procrastinate_1518() -> None:
     """Procrastinate #1518: a new worker gets the id of one that died, whose jobs then look alive for ever."""
-    from pysched.node import Node
+    from pysched.incarnation import Incarnation
 
-    original = Node.__init__
+    original = Incarnation.__init__
 
-    def init(node: Node, settings: Any, *rest: Any, **named: Any) -> None:
-        original(node, settings, *rest, **named)
-        node._incarnation = uuid.uuid5(uuid.NAMESPACE_URL, str(settings.home))
+    def init(life: Incarnation, settings: Any, *rest: Any, **named: Any) -> None:
+        original(life, settings, *rest, **named)
+        life._id = uuid.uuid5(uuid.NAMESPACE_URL, str(settings.home))
 
-    Node.__init__ = init  # type: ignore[method-assign, assignment]
+    Incarnation.__init__ = init  # type: ignore[method-assign, assignment]
 
 
 def _rescue_slowly() -> None:

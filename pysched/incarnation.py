@@ -1,0 +1,111 @@
+"""One life of a node, from the lock of its home to its exit code."""
+
+from __future__ import annotations
+
+import threading
+import uuid
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+
+import structlog
+
+from pysched.ending import Ending
+from pysched.errors import HomeInUse, NodeDefect
+from pysched.guard import HANDED_OVER, Link
+from pysched.home import Home
+from pysched.node import Node
+from pysched.settings import Settings
+from pysched.store.embedded import EmbeddedServer
+from pysched.store.opening import opened
+from pysched.store.store import Store
+
+_HOME_LOOK_S = 0.5  # whether a node that had the home is gone
+
+
+class Incarnation:
+    """`run` returns when it has ended; `drain` and `hand_over` may be called from a signal handler."""
+
+    def __init__(self, settings: Settings, guard: Link) -> None:
+        self._settings = settings
+        self._guard = guard
+        self._home = Home(settings.home)
+        self._id = uuid.uuid4()
+        self._ending = Ending()
+        self.drain = self._ending.drain
+        self.hand_over = self._ending.hand_over
+        self._log = structlog.get_logger("node").bind(node=str(self._id)[:8])
+
+    def run(self) -> int:
+        """Until `drain` or `hand_over`; returns the exit code, raises `PyschedError` if the node cannot start or cannot
+        go on."""
+        ending = self._ending
+        ending.listen()
+        self._home.prepare()
+        with ExitStack() as stack:
+            if self._own_home(stack):
+                url = stack.enter_context(database(self._settings, keep=lambda: ending.leaving))
+                store = stack.enter_context(opened(url, ending.wanted.wait))
+                if store is not None:
+                    self._serve(store)
+        if ending.failure is not None:
+            raise ending.failure
+        return HANDED_OVER if ending.leaving else 0
+
+    def _own_home(self, stack: ExitStack) -> bool:
+        """Hold the home within `stack`; False if told to stop before.
+
+        Our guard has it, so a node that has it, too, has lost its own, and drains: only its jobs' parent can tell how
+        they end, so they are waited for.
+        """
+        said = ""
+        while True:
+            try:
+                stack.enter_context(self._home.owned())
+            except HomeInUse as error:
+                if said != error.owner:
+                    said = error.owner
+                    self._log.warning(
+                        f"waiting for {said}, whose guard is gone: its jobs end first; TERM hands them back"
+                    )
+            else:
+                return True
+            if self._ending.wanted.wait(_HOME_LOOK_S):
+                return False
+
+    def _serve(self, store: Store) -> None:
+        node = Node(self._settings, self._guard, self._home, store, self._ending, self._id)
+        with self._crashes_stop_us():
+            node.start()
+            self._ending.wanted.wait()
+            if self._ending.leaving:
+                node.leave()
+            else:
+                node.stop()
+
+    @contextmanager
+    def _crashes_stop_us(self) -> Iterator[None]:
+        """A thread that dies of a defect takes the node down in the open instead of leaving it half alive."""
+        before = threading.excepthook
+
+        def hook(crash: threading.ExceptHookArgs) -> None:
+            thread = crash.thread.name if crash.thread is not None else "?"
+            self._log.error("a thread died, stopping", thread=thread, exc_info=crash.exc_value)
+            what = f"{crash.exc_type.__name__}: {crash.exc_value}"
+            self._ending.abort(NodeDefect(f"thread {thread} died of {what}; this is a defect of pysched"))
+
+        threading.excepthook = hook
+        try:
+            yield
+        finally:
+            threading.excepthook = before
+
+
+@contextmanager
+def database(settings: Settings, *, keep: Callable[[], bool] = lambda: False) -> Iterator[str]:
+    """The URL of the store: the one in the settings, or of the embedded server, kept running meanwhile; and after, if
+    `keep` says so then."""
+    if settings.database is not None:
+        yield settings.database
+    else:
+        with EmbeddedServer(settings.home).running(keep=keep) as url:
+            yield url
