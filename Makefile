@@ -31,7 +31,8 @@ INSTALLED := $(if $(wildcard $(VENV)/.editable),$(VENV)/.editable,$(VENV)/.insta
 SANITIZERS := thread address
 # What runs under them: what enters the core without a database.
 NATIVE_TESTS ?= tests/native \
-	$(addprefix tests/unit/test_,ready_queue.py ageing.py histogram.py executor.py executor_future.py executor_process.py)
+	$(addprefix tests/unit/test_,ready_queue.py ageing.py histogram.py done.py folder.py executor.py \
+	executor_future.py executor_process.py)
 
 .PHONY: run test test-versions check fuzz-http bench bench-durable bench-cli bench-http bench-queue bench-peers bench-server bench-ten-thousand bench-warm chaos sanitize $(SANITIZERS:%=sanitize-%) coverage clean FORCE
 .DELETE_ON_ERROR:

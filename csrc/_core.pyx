@@ -1,40 +1,20 @@
 # cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True, initializedcheck=False
 """The native core: ready queue, lanes, processes and timers, none of which ever holds the GIL.
 
-This file is the table of contents and the two classes on top; `pysched/_core.pyi` documents the interface.  The parts
+This file is the table of contents and the class on top; `pysched/_core.pyi` documents the interface.  The parts
 stand in the order in which they build on each other.
 """
 
 cimport cython
 from cpython.exc cimport PyErr_CheckSignals
-from cython.operator cimport dereference, preincrement
-from libc.errno cimport EAGAIN, errno
+from libc.errno cimport errno
 from libc.stdint cimport int64_t, uint8_t, uint64_t
-from libc.stdlib cimport free
-from libcpp.atomic cimport memory_order_seq_cst
-from libcpp.unordered_map cimport unordered_map
-from posix.resource cimport RLIMIT_NOFILE, getrlimit, rlimit, setrlimit
+from libc.string cimport memset
+from libcpp.atomic cimport memory_order_relaxed, memory_order_seq_cst
 from posix.types cimport pid_t
-from posix.unistd cimport close, getpid
+from posix.unistd cimport getpid
 
-from native cimport (
-    CLOCK_BOOTTIME,
-    EFD_CLOEXEC,
-    EFD_NONBLOCK,
-    PR_GET_CHILD_SUBREAPER,
-    PR_SET_CHILD_SUBREAPER,
-    RLIMIT_RTTIME,
-    array,
-    checked_realloc,
-    counter_array,
-    eventfd,
-    eventfd_write,
-    prctl,
-    probe_kernel,
-    signal_reset,
-    start_thread,
-    thread,
-)
+from native cimport CLOCK_BOOTTIME, array, probe_kernel
 
 include "ticket.pyx"          # the 32-byte form of a waiting attempt, and the order key
 include "priority_queue.pyx"  # lanes × classes of buckets
@@ -57,6 +37,8 @@ include "strays.pyx"          # members of a tree that shed its mark
 include "lane.pyx"            # the threads: exploit, wait
 include "adoption.pyx"        # attempts of an earlier incarnation in a lane's hands
 include "mail.pyx"            # what they are told to do: letters and due timers
+include "crew.pyx"            # all these threads: made, started, stopped, freed
+include "ready_queue.pyx"     # ReadyQueue: the lanes' queue by itself
 include "files.pyx"           # batches of small files: `.done`, `.task`
 include "future.pyx"          # Future: concurrent.futures.Future on C fields
 include "executor.pyx"        # Executor: Python calls in Python threads, from the same buckets
@@ -71,52 +53,20 @@ __all__ = [
 cdef object MAX_WORKERS = 1_000_000
 
 
-cdef rlimit raise_open_files():
-    """Raise this process's soft limit of open files to the hard one, once; the limit that children get back."""
-    global original_open_files, open_files_raised
-    cdef rlimit raised
-    if not open_files_raised:
-        if getrlimit(RLIMIT_NOFILE, &original_open_files) != 0:
-            raise OSError(errno, "the limit of open files cannot be read")
-        raised = original_open_files
-        raised.rlim_cur = raised.rlim_max
-        setrlimit(RLIMIT_NOFILE, &raised)  # refused: the lanes live with the limit as it is
-        open_files_raised = True
-    return original_open_files
-
-
-cdef int64_t moment(str field, object given) except -1:
-    """What the caller says that it is on CLOCK_BOOTTIME; None: ask the clock."""
-    return now(CLOCK_BOOTTIME) if given is None else whole(field, given, 0, LONGEST_NS)
-
-
-cdef tuple depths_of(Queue* queue):
-    return queue_depth(queue, 0), queue_depth(queue, 1), queue_depth(queue, 2)
-
-
-cdef rlimit original_open_files
-cdef bint open_files_raised = False
-
-
 @cython.final
 cdef class Core:
-    cdef Engine* engine
-    cdef Lane** threads
-    cdef int threads_running
+    cdef Crew crew
+    cdef Engine* engine     # the crew's
     cdef pid_t owner
     cdef bint closed
-    cdef bint adopts        # as a subreaper
     cdef AttemptTable table  # None: attempts die with the knowledge of them
-    cdef int adopted_before
 
     def __cinit__(
         self, *, lanes, workers, ageing_s=0.0, subreaper=False, log_limit=0, log_limit_ends=False,
         AttemptTable table=None, guard_bell=None, cpus=None, memory=None, gpus=(),
     ):
-        cdef Engine* engine
         cdef int64_t ageing_ns = to_ns("ageing_s", ageing_s)
         cdef Admission* admission
-        cdef int i
         whole("lanes", lanes, 1, MAX_LANES)
         whole("workers", workers, 1, MAX_WORKERS)
         whole("log_limit", log_limit, 0, 2**62)
@@ -124,92 +74,22 @@ cdef class Core:
             raise OSError(errno, "the kernel has no close_range; pysched needs Linux 5.9 or newer")
         admission = admission_new(cpus, memory, gpus, ageing_ns)
         self.owner = getpid()
-        engine = self.engine = new Engine()
-        engine.admission = admission
-        engine.open_files = raise_open_files()
-        engine.signals = signal_reset()
-        if getrlimit(RLIMIT_RTTIME, &engine.own_mark) != 0:
-            raise OSError(errno, "the limit of real-time CPU cannot be read")
-        engine.mark_place = mark_place(&engine.own_mark)
-        engine.salt = scattered(now(CLOCK_REALTIME) ^ <uint64_t> self.owner)
-        limit_init(&engine.output_limit, log_limit, log_limit_ends)
-        engine.workers.store(workers)
-        engine.lanes = lanes
-        queue_init(&engine.queue, lanes, ageing_ns)
-        engine.outbox.bell = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK)
-        engine.mail = <Mailbox**> checked_realloc(NULL, engine.lanes * sizeof(Mailbox*))
-        engine.counters = <counter_array**> checked_realloc(NULL, (engine.lanes + 1) * sizeof(counter_array*))
-        engine.latencies = <Latencies**> checked_realloc(NULL, engine.lanes * sizeof(Latencies*))
-        self.threads = <Lane**> checked_realloc(NULL, engine.lanes * sizeof(Lane*))
-        for i in range(engine.lanes):
-            engine.mail[i] = new Mailbox()
-            engine.mail[i].bell = -1
-            engine.counters[i] = new counter_array()
-            engine.latencies[i] = new Latencies()
-            self.threads[i] = lane_new(engine, i)
-        engine.counters[engine.lanes] = new counter_array()
+        crew_make(&self.crew, lanes, workers, ageing_ns, admission)
+        self.engine = self.crew.engine
+        limit_init(&self.engine.output_limit, log_limit, log_limit_ends)
         self.table = table
-        engine.table = table.table if table is not None else NULL
-        engine.killer = killer_new(engine, subreaper)
-        if not killer_open_all(engine.killer):
-            raise OSError(errno, "the thread that ends processes cannot be made; is /proc mounted?")
-        engine.memory = memory_new(engine)
-        if engine.memory.proc == NULL or engine.memory.bell < 0:
-            raise OSError(errno, "the thread that watches memory cannot be made; is /proc mounted?")
-        for i in range(engine.lanes):
-            if engine.outbox.bell < 0 or not lane_open(self.threads[i]):
-                raise OSError(errno, f"lane {i} cannot be made; lower `lanes` or raise the limit of open files")
+        self.engine.table = table.table if table is not None else NULL
+        crew_open(&self.crew, subreaper)
         if guard_bell is not None:
-            if not lane_heed_guard(self.threads[0], whole("guard_bell", guard_bell, 0, 2**31 - 1)):
+            if not lane_heed_guard(self.crew.lanes[0], whole("guard_bell", guard_bell, 0, 2**31 - 1)):
                 raise OSError(errno, "the guard cannot be watched")
-        if subreaper:
-            self.adopt_orphans()
-        for i in range(engine.lanes):
-            self.threads[i].runner = thread_of(f"lane-{i}", lane_main, self.threads[i])
-            self.threads_running += 1
-        engine.killer.runner = thread_of("killer", killer_main, engine.killer)
-        engine.memory.runner = thread_of("memory", memory_main, engine.memory)
+        crew_start(&self.crew)
 
     def __dealloc__(self):
-        if self.engine == NULL or self.owner != getpid():
+        if self.crew.engine == NULL or self.owner != getpid():
             return  # in a forked child the lanes do not exist, and their locks may be held for ever
-        self.stop()
-        core_free(self.engine, self.threads)
-
-    cdef void stop(self) noexcept:
-        """Join the lanes."""
-        cdef Engine* engine = self.engine
-        cdef int i
-        with nogil:
-            engine.stopping.store(1, memory_order_seq_cst)
-            for i in range(self.threads_running):
-                engine_ring(engine, i)
-            if engine.killer != NULL and engine.killer.runner != NULL:
-                eventfd_write(engine.killer.bell, 1)
-                engine.killer.runner.join()
-                del engine.killer.runner
-                engine.killer.runner = NULL
-            if engine.memory != NULL and engine.memory.runner != NULL:
-                eventfd_write(engine.memory.bell, 1)
-                engine.memory.runner.join()
-                del engine.memory.runner
-                engine.memory.runner = NULL
-            for i in range(self.threads_running):
-                self.threads[i].runner.join()
-                del self.threads[i].runner
-            self.threads_running = 0
-            outbox_wake(&engine.outbox, True)
-        if self.adopts:
-            prctl(PR_SET_CHILD_SUBREAPER, self.adopted_before, 0, 0, 0)
-            self.adopts = False
-
-    cdef int adopt_orphans(self) except -1:
-        """Become a subreaper, until the end."""
-        if (prctl(PR_GET_CHILD_SUBREAPER, &self.adopted_before, 0, 0, 0) != 0
-                or prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0) != 0):
-            raise OSError(errno, "this process cannot become a subreaper")
-        self.adopts = True
-        return 0
+        crew_stop(&self.crew)
+        crew_free(&self.crew)
 
     cdef int check(self, bint open) except -1:
         if self.owner != getpid():
@@ -222,7 +102,7 @@ cdef class Core:
         self.check(False)
         if not self.closed:
             self.closed = True
-            self.stop()
+            crew_stop(&self.crew)
 
     def submit(self, launches):
         cdef array[RecordPtr] records
@@ -360,7 +240,7 @@ cdef class Core:
         if self.closed:
             return 0.0
         for i in range(self.engine.lanes):
-            since_ns = self.threads[i].zygote.since_ns.load(memory_order_relaxed)
+            since_ns = self.crew.lanes[i].zygote.since_ns.load(memory_order_relaxed)
             if since_ns and (oldest_ns == 0 or since_ns < oldest_ns):
                 oldest_ns = since_ns
         return (now(CLOCK_BOOTTIME) - oldest_ns) / 1e9 if oldest_ns else 0.0
@@ -426,123 +306,3 @@ cdef class Core:
     @property
     def workers(self):
         return self.engine.workers.load()
-
-
-cdef thread* thread_of(str name, void (*entry)(void*) noexcept nogil, void* argument) except NULL:
-    try:
-        return start_thread(entry, argument, f"pysched-{name}".encode())
-    except RuntimeError as error:
-        raise OSError(EAGAIN, f"the thread {name} cannot be started: {error}; lower `lanes`") from None
-
-
-RESOURCE_NAMES = ("cpus", "memory", "gpus")
-
-
-cdef inline bint asks(const Record* record) noexcept nogil:
-    """For anything but a worker."""
-    return record.demand[RESOURCE_CPU] != 0 or record.demand[RESOURCE_MEMORY] != 0 or record.demand[RESOURCE_GPU] != 0
-
-
-cdef Admission* admission_new(object cpus, object memory, object gpus, int64_t ageing_ns) except NULL:
-    """None: more than anybody asks for."""
-    cdef int64_t[RESOURCES] capacity
-    cdef Admission* admission
-    cdef tuple names = texts_of("gpus", gpus)
-    cdef bytes name
-    if len(names) > DEVICES_MAX or any(not 0 < len(name) < DEVICE_NAME_BYTES or b"," in name for name in names):
-        raise ValueError(
-            f"gpus: {names!r} are no names of up to {DEVICES_MAX} devices, each below {DEVICE_NAME_BYTES} bytes")
-    capacity[RESOURCE_CPU] = PLENTY if cpus is None else whole("cpus", cpus, 0, 2**40)
-    capacity[RESOURCE_MEMORY] = PLENTY if memory is None else whole("memory", memory, 0, 2**60)
-    capacity[RESOURCE_GPU] = len(names) * WHOLE
-    admission = new Admission()
-    admission_init(admission, capacity, ageing_ns)
-    for name in names:
-        memcpy(admission.devices[admission.count].name, <const char*> name, len(name) + 1)
-        admission.devices[admission.count].rest = WHOLE
-        admission.count += 1
-    return admission
-
-
-cdef void core_free(Engine* engine, Lane** threads) noexcept:
-    """Free what the lanes left.  Children that run go on; only our knowledge of them ends."""
-    cdef unordered_map[uint64_t, RecordPtr].iterator entry = engine.registry.begin()
-    cdef Ticket ticket
-    cdef Record* record
-    cdef array[RecordPtr] parked
-    cdef int i
-    if engine.killer != NULL:
-        killer_free(engine.killer)
-    if engine.memory != NULL:
-        memory_free(engine.memory)
-    while entry != engine.registry.end():
-        record = dereference(entry).second
-        if record.state.load() >= RECORD_TAKEN:  # the others have a ticket
-            close(record.pidfd)
-            record_free(record)
-        preincrement(entry)
-    while queue_pop(&engine.queue, 0, &ticket):
-        record_free(<Record*> ticket.item)
-    engine_withdraw_parked(engine, &parked)
-    for i in range(<int> parked.size()):
-        record_free(parked[i])
-    del engine.admission
-    for i in range(engine.lanes):
-        lane_free(threads[i])
-        if engine.mail[i].bell >= 0:
-            close(engine.mail[i].bell)
-        del engine.mail[i]
-        del engine.latencies[i]
-    for i in range(engine.lanes + 1):
-        del engine.counters[i]
-    free(threads)
-    free(engine.mail)
-    free(engine.counters)
-    free(engine.latencies)
-    queue_free(&engine.queue)
-    if engine.outbox.bell >= 0:
-        close(engine.outbox.bell)
-    del engine
-
-
-@cython.final
-cdef class ReadyQueue:
-    cdef Queue* queue
-
-    def __cinit__(self, lanes, ageing_s=0.0):
-        cdef int64_t ageing_ns = to_ns("ageing_s", ageing_s)
-        whole("lanes", lanes, 1, MAX_LANES)
-        self.queue = new Queue()
-        queue_init(self.queue, lanes, ageing_ns)
-
-    def __dealloc__(self):
-        if self.queue != NULL:
-            queue_free(self.queue)
-            del self.queue
-
-    def push(self, priority, rank, sequence, handle, lane=-1, now_ns=None):
-        cdef Ticket ticket
-        cdef int place = whole("lane", lane, -1, self.queue.lanes - 1)
-        ticket.cls = whole("priority", priority, 0, CLASSES - 1)
-        ticket.rank = whole("rank", rank, -2**31, 2**31 - 1)
-        ticket.sequence = whole("sequence", sequence, 0, UINT64_MAX)
-        ticket.item = whole("handle", handle, 0, UINT64_MAX)
-        ticket.queued_ns = moment("now_ns", now_ns)
-        with nogil:
-            queue_push(self.queue, queue_balance(self.queue) if place < 0 else place, &ticket)
-
-    def pop(self, lane, now_ns=None):
-        cdef Ticket ticket
-        cdef int place = whole("lane", lane, 0, self.queue.lanes - 1)
-        cdef int64_t time_ns = moment("now_ns", now_ns)
-        cdef bint found
-        with nogil:
-            queue_age(self.queue, time_ns)
-            found = queue_pop(self.queue, place, &ticket)
-        return ticket.item if found else None
-
-    def depths(self):
-        return depths_of(self.queue)
-
-    def __len__(self):
-        return sum(self.depths())

@@ -18,6 +18,7 @@
 
 from libc.stdint cimport int64_t, uint32_t, uint64_t
 from libc.stdio cimport snprintf
+from libc.string cimport memcpy
 from libcpp.atomic cimport memory_order_acquire, memory_order_relaxed, memory_order_seq_cst
 
 from native cimport CLOCK_BOOTTIME, array, padded_atomic, padded_mutex
@@ -350,3 +351,34 @@ cdef int64_t admission_rest(Admission* admission, int which) noexcept nogil:
         beside = admission.capacity[which] - admission.behind[which] - admission.wanted[which]
         rest = min(rest + admission.reservation[which], beside)
     return rest
+
+
+# ---- by the thread that owns the Core --------------------------------------------------------------------------------
+
+RESOURCE_NAMES = ("cpus", "memory", "gpus")
+
+
+cdef inline bint asks(const Record* record) noexcept nogil:
+    """For anything but a worker."""
+    return record.demand[RESOURCE_CPU] != 0 or record.demand[RESOURCE_MEMORY] != 0 or record.demand[RESOURCE_GPU] != 0
+
+
+cdef Admission* admission_new(object cpus, object memory, object gpus, int64_t ageing_ns) except NULL:
+    """None: more than anybody asks for."""
+    cdef int64_t[RESOURCES] capacity
+    cdef Admission* admission
+    cdef tuple names = texts_of("gpus", gpus)
+    cdef bytes name
+    if len(names) > DEVICES_MAX or any(not 0 < len(name) < DEVICE_NAME_BYTES or b"," in name for name in names):
+        raise ValueError(
+            f"gpus: {names!r} are no names of up to {DEVICES_MAX} devices, each below {DEVICE_NAME_BYTES} bytes")
+    capacity[RESOURCE_CPU] = PLENTY if cpus is None else whole("cpus", cpus, 0, 2**40)
+    capacity[RESOURCE_MEMORY] = PLENTY if memory is None else whole("memory", memory, 0, 2**60)
+    capacity[RESOURCE_GPU] = len(names) * WHOLE
+    admission = new Admission()
+    admission_init(admission, capacity, ageing_ns)
+    for name in names:
+        memcpy(admission.devices[admission.count].name, <const char*> name, len(name) + 1)
+        admission.devices[admission.count].rest = WHOLE
+        admission.count += 1
+    return admission

@@ -2,10 +2,11 @@
 #
 #     lane ── TERM, WATCH, KILL ──► killer ── gone / survives ──► lane
 #
-# It looks through /proc, once for all trees that are being ended, then signals: first the leader's group, then every
-# other member; and so on until nothing is left of them.  The first scan of a phase lists all members before it signals
-# any, so that those without a mark are found through their parents (strays.pyx); the later ones kill on sight.
-# Whatever a member forks meanwhile carries the mark, so the next scan meets it.
+# It looks through /proc, once for all trees that are being ended, and at the numbers that were given out meanwhile.
+# Then it signals, first the leader's group, then every other member; and so on until nothing is left of them.  The
+# first scan of a phase lists all members before it signals any, so that those without a mark are found through their
+# parents (strays.pyx); the later ones kill on sight.  Whatever a member forks meanwhile carries the mark, so the next
+# scan meets it.
 #
 # A signal goes to a pidfd, and only if the process was recognised once more after the pidfd had been opened and is
 # still there after that: then what was recognised is what the pidfd holds, whoever had the number before.
@@ -17,17 +18,20 @@ from libc.errno cimport EMFILE, ENFILE, ENOMEM, errno
 from libc.signal cimport SIGCONT, SIGKILL, SIGTERM
 from libc.stdint cimport int64_t, uint32_t, uint64_t
 from libc.stdlib cimport atoi
+from libc.string cimport strrchr
 from libcpp.atomic cimport memory_order_acquire
 from libcpp.unordered_map cimport unordered_map
+from posix.fcntl cimport O_RDONLY, open as open_file
 from posix.resource cimport PRIO_PROCESS, setpriority
 from posix.types cimport pid_t
-from posix.unistd cimport close, getpid, getpgid, getsid
+from posix.unistd cimport close, getpid, getpgid, getsid, pread
 
 from native cimport (
     CLOCK_BOOTTIME,
     DIR,
     EFD_CLOEXEC,
     EFD_NONBLOCK,
+    O_CLOEXEC,
     POLLIN,
     array,
     closedir,
@@ -50,6 +54,7 @@ from native cimport (
 )
 
 cdef enum:
+    NEWCOMERS_MAX = 1 << 16             # looked at one by one at the end of a look
     HINTS = 64                          # members whose end is waited for; the others are found by the next scan
     STRAYS_MAX = 1024                   # remembered of one tree
 
@@ -74,6 +79,8 @@ cdef cppclass Killer:
     array[Request] requests     # guarded by the mutex
     int bell                    # eventfd
     DIR* proc
+    int loadavg                 # a file that tells the last number given to a process; -1: it is not to be had
+    bint sure                   # the last look has missed nobody
     int spare                   # a descriptor to let go when there are no others
     pid_t own
     pid_t session
@@ -188,6 +195,7 @@ cdef void killer_scan(Killer* killer) noexcept nogil:
     killer_drop_hints(killer)
     for i in range(killer.trees.size()):
         killer.trees[i].alive = 0
+        killer.trees[i].leader_ended = pidfd_ended(killer.trees[i].record.pidfd)  # it forks no more from here on
         killer_review_strays(killer, killer.trees[i])
     if killer.subreaper:
         killer_look_after_orphans(killer)  # before all others are listed: the fewer zombies are among them
@@ -210,23 +218,64 @@ cdef void killer_list_members(Killer* killer) noexcept nogil:
     fresh, else signalled at once.  And who may be a member without a mark, if any tree is looking for those."""
     cdef bint looking = killer_looks_for_strays(killer)
     cdef dirent* entry
-    cdef Member member
+    cdef pid_t newest = newest_pid(killer)
     rewinddir(killer.proc)
     entry = readdir(killer.proc)
     while entry != NULL:
-        member.pid = atoi(entry.d_name)
-        member.pidfd = -1
-        if member.pid > 0 and member.pid != killer.own:
-            member.tree = killer_owner(killer, member.pid)
-            if member.tree == NULL:
-                if looking:
-                    killer_note_stranger(killer, member.pid)
-            elif member.pid != member.tree.record.pid:
-                if member.tree.fresh:
-                    killer.members.push_back(member)
-                else:
-                    killer_signal(killer, &member)
+        killer_meet(killer, atoi(entry.d_name), looking)
         entry = readdir(killer.proc)
+    killer.sure = newest < 0 or killer_meet_newcomers(killer, newest, looking)
+
+
+cdef bint killer_meet_newcomers(Killer* killer, pid_t last, bint looking) noexcept nogil:
+    """Look at the numbers given out since `last` was the newest; False: not at all of them.
+
+    The kernel lists many processes at once.  One that was listed may have forked and ended before it is looked at, and
+    its child's number lies behind the list; a chain of such children is never met by a listing.  Numbers are given out
+    in ascending order, and a process that does not show yet under its number has a parent that does until then.  So
+    whatever lives when the newest number has been looked at was met itself, or its parent was."""
+    cdef pid_t newest = newest_pid(killer)
+    cdef int rest = NEWCOMERS_MAX
+    while newest != last:
+        if newest < last:
+            return False  # they have begun anew
+        while last < newest:
+            if rest == 0:
+                return False
+            rest -= 1
+            last += 1
+            killer_meet(killer, last, looking)
+        newest = newest_pid(killer)
+    return True
+
+
+cdef pid_t newest_pid(Killer* killer) noexcept nogil:
+    """The last number given to a process or thread; -1: the kernel does not tell."""
+    cdef char[128] text
+    cdef const char* last
+    cdef ssize_t size = pread(killer.loadavg, text, sizeof(text) - 1, 0) if killer.loadavg >= 0 else -1
+    if size <= 0:
+        return -1
+    text[size] = 0
+    last = strrchr(text, c' ')
+    return atoi(last) if last != NULL else -1
+
+
+cdef void killer_meet(Killer* killer, pid_t pid, bint looking) noexcept nogil:
+    cdef Member member
+    if pid <= 0 or pid == killer.own:
+        return
+    member.pid = pid
+    member.pidfd = -1
+    member.tree = killer_owner(killer, pid)
+    if member.tree == NULL:
+        if looking:
+            killer_note_stranger(killer, pid)
+    elif pid != member.tree.record.pid:
+        if member.tree.fresh:
+            killer.members.push_back(member)
+        else:
+            killer_signal(killer, &member)
 
 
 cdef Tree* killer_owner(Killer* killer, pid_t pid) noexcept nogil:
@@ -312,22 +361,20 @@ cdef int killer_open(Killer* killer, pid_t pid) noexcept nogil:
 cdef void killer_settle(Killer* killer) noexcept nogil:
     """Tell of trees that are gone, and of those that survive.
 
-    Gone is what two looks in a row have not found.  One look may miss a process whose number lies below the place to
-    which the look has come, since numbers began anew, if its parent ended before the look came there."""
+    Gone is what a look that is sure has not found; where none is to be had, what two in a row have not found."""
     cdef Tree* tree
     cdef size_t i, kept = 0
-    cdef bint ended
+    cdef uint32_t enough = 1 if killer.loadavg >= 0 else 2
     for i in range(killer.trees.size()):
         tree = killer.trees[i]
         if tree.phase >= TREE_WATCH:
-            ended = pidfd_ended(tree.record.pidfd)
-            tree.empty_looks = tree.empty_looks + 1 if ended and tree.alive == 0 else 0
-            if tree.empty_looks == 2:
+            tree.empty_looks = tree.empty_looks + 1 if tree.leader_ended and tree.alive == 0 and killer.sure else 0
+            if tree.empty_looks == enough:
                 killer_dismiss(killer, tree)
                 continue
             if tree.phase == TREE_KILL and not tree.told and now(CLOCK_BOOTTIME) - tree.killed_ns >= SURVIVES_NS:
                 tree.told = True
-                killer_answer(killer, tree, LETTER_SURVIVES, tree.alive + (not ended))
+                killer_answer(killer, tree, LETTER_SURVIVES, tree.alive + (not tree.leader_ended))
         killer.trees[kept] = tree
         kept += 1
     killer.trees.resize(kept)
@@ -417,7 +464,7 @@ cdef Killer* killer_new(Engine* engine, bint subreaper) noexcept nogil:
     killer.engine = engine
     killer.subreaper = subreaper
     killer.own = getpid()
-    killer.bell = killer.spare = -1
+    killer.bell = killer.spare = killer.loadavg = -1
     return killer
 
 
@@ -426,6 +473,7 @@ cdef bint killer_open_all(Killer* killer) noexcept nogil:
     killer.proc = opendir(b"/proc")
     killer.bell = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK)
     killer.spare = eventfd(0, EFD_CLOEXEC)
+    killer.loadavg = open_file(b"/proc/loadavg", O_RDONLY | O_CLOEXEC)
     return killer.proc != NULL and killer.bell >= 0 and killer.spare >= 0
 
 
@@ -443,4 +491,6 @@ cdef void killer_free(Killer* killer) noexcept nogil:
         close(killer.bell)
     if killer.spare >= 0:
         close(killer.spare)
+    if killer.loadavg >= 0:
+        close(killer.loadavg)
     del killer

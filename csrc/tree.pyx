@@ -76,6 +76,7 @@ cdef cppclass Tree:
     uint32_t asked      # number of the last request seen
     int64_t killed_ns   # when the phase KILL began
     bint told           # the lane knows that some of it survives
+    bint leader_ended   # before this scan
     uint32_t alive      # members met in this scan, without the leader
     uint32_t empty_looks  # in a row, in which nothing of it was met
     array[Stray] strays

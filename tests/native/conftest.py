@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import resource
 import shlex
 import sys
 import time
@@ -36,6 +38,23 @@ def process_state(pid: int) -> str:
 def alive(pid: int) -> bool:
     """Whether the process runs; a zombie does not."""
     return process_state(pid) not in "ZX"
+
+
+@contextlib.contextmanager
+def few_descriptors(spare: int) -> Iterator[None]:
+    """This process may open so many more descriptors."""
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    highest = max(map(int, os.listdir("/proc/self/fd")))
+    fillers = [os.open("/dev/null", os.O_RDONLY | os.O_CLOEXEC)]
+    while fillers[-1] < highest:  # until no number below the limit is free
+        fillers.append(os.open("/dev/null", os.O_RDONLY | os.O_CLOEXEC))
+    resource.setrlimit(resource.RLIMIT_NOFILE, (fillers[-1] + 1 + spare, limits[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+        for filler in fillers:
+            os.close(filler)
 
 
 class Run:

@@ -53,6 +53,8 @@ def test_a_row_lives_from_the_start_until_its_end_is_durable(path: str, start: C
     assert kept.started_ns == told.started_ns
     assert kept.cpu_ns == told.cpu_ns
     assert 0 < kept.run_ns <= told.run_ns
+    assert repr(table.row(5)) == f"<AttemptRow state={ROW_ENDED} pid={pid} token=5>"
+    assert table.row(5).since_ns == table.row(5).started_ns > 0
     table.release([5, 6])
     assert (table.rows(), len(table)) == ([], 0)
     with pytest.raises(KeyError):
@@ -134,8 +136,9 @@ def test_wrong_arguments_are_told(path: str, tmp_path: Path, start: Callable[...
 # ---- a killed process, its guard (this process), and the one that comes after ----------------------------------------
 
 NODE = """
-import json, os, sys
+import json, os, signal, sys
 from pysched._core import *
+signal.signal(signal.SIGTERM, lambda *_: sys.exit())
 what, path, bell, folder = sys.argv[1], sys.argv[2], int(sys.argv[3]), sys.argv[4]
 table = AttemptTable(path, b"g" * 16, rows=10)
 core = Core(lanes=2, workers=8, table=table, guard_bell=bell)
@@ -197,8 +200,9 @@ class Family:
 
     def close(self) -> None:
         for node in self.nodes:
-            if node.poll() is None:
-                self.kill(node)
+            if node.poll() is None:  # it lets its attempts go on, adopted ones as its own
+                node.terminate()
+                assert node.wait(DEADLINE_S) == 0
             assert node.stdout is not None
             node.stdout.close()
         for row in self.rows().values():

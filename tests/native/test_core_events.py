@@ -93,6 +93,21 @@ def test_poll_returns_empty_after_its_timeout(start: Start) -> None:
     assert time.monotonic() - begin >= 0.05
 
 
+def test_poll_keeps_its_timeout_also_right_after_events(start: Start) -> None:
+    """When notes would gather for longer than that."""
+    run = start()
+    (handle,) = run.submit(run.launch("/bin/true"))
+    run.end(handle)
+    assert run.core.poll(0) == []
+
+
+def test_a_timeout_beyond_all_times_never_comes(start: Start) -> None:
+    run = start()
+    (handle,) = run.submit(run.launch("/bin/true", timeout_s=1e300, grace_s=1e300))
+    assert run.end(handle).status == 0
+    assert run.core.kill(handle, 1e300, 200) is False
+
+
 def test_wake_ends_a_poll_also_one_that_comes_later(start: Start) -> None:
     run = start()
     run.core.wake()
@@ -270,6 +285,12 @@ def test_a_launch_shows_what_it_holds(start: Start) -> None:
         (b"PATH=/usr/bin:/bin",),
     )
     assert (launch.timeout_s, launch.grace_s) == (1.5, 0.0)
+    assert repr(launch) == "<Launch 18446744073709551615 (b'/bin/true', b'x')>"
+    more = start().launch(
+        "/bin/true", cwd=b"/tmp", stdout=b"out", stderr=b"err", waited_s=2.5, mark=7, token=8, gpus=500
+    )
+    assert (more.cwd, more.stdout, more.stderr, more.waited_s) == (b"/tmp", b"out", b"err", 2.5)
+    assert (more.mark, more.token, more.gpus, more.warm, more.reuse) == (7, 8, 500, False, 0)
     with pytest.raises(AttributeError):
         launch.handle = 1  # type: ignore[misc]
 

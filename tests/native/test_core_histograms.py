@@ -16,6 +16,7 @@ def test_wait_and_run_times_of_each_priority_are_those_of_the_events(start: Star
     launches = [run.shell(f"exec sleep 0.0{i % 3}", priority=i % 3, waited_s=i * 10.0) for i in range(60)]
     before = run.core.histograms()
     assert {histogram.count for histogram in before.values()} == {0}
+    assert repr(before["wait", 0]) == "<Histogram of 0>"
     handles = run.submit(*launches)
     run.ends(handles)
     after = run.core.histograms()

@@ -4,12 +4,9 @@ from __future__ import annotations
 
 import os
 import random
-import resource
 import signal
 import threading
 from collections.abc import Callable
-
-import pytest
 
 from pysched._core import (
     ALARM,
@@ -20,7 +17,6 @@ from pysched._core import (
     EXITED,
     STARTED,
     WITHDRAWN,
-    Core,
     Event,
     Launch,
 )
@@ -295,15 +291,3 @@ def test_shortage_of_descriptors_slows_but_fails_nothing(start: Start) -> None:
     run = start()
     (handle,) = run.submit(run.python(SHORT_OF_DESCRIPTORS, str(run.folder / "fifo")))
     assert code(run.end(handle)) == 0, (run.folder / f"{handle}.err").read_text()
-
-
-def test_a_core_that_does_not_fit_is_an_error_and_leaves_no_descriptor() -> None:
-    before = sorted(os.listdir("/proc/self/fd"))
-    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (len(before) + 10, limits[1]))
-    try:
-        with pytest.raises(OSError, match="lower `lanes`"):
-            Core(lanes=100, workers=1)
-    finally:
-        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
-    assert sorted(os.listdir("/proc/self/fd")) == before

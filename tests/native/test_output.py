@@ -58,6 +58,17 @@ def test_a_bomb_is_capped_while_it_runs_and_a_reader_sees_its_head(start: Start)
         assert os.pread(reader.fileno(), 3 * LIMIT, 0) == head + MARK
 
 
+def test_a_bomb_is_capped_also_after_a_quiet_time(start: Start) -> None:
+    """The longer an attempt is quiet the rarer it is looked at, but never not."""
+    run = start(log_limit=LIMIT)
+    (handle,) = run.submit(run.shell(f"sleep 0.5; {BOMB}"))
+    run.started(handle)
+    with (run.folder / f"{handle}.out").open("rb") as reader:
+        wait_until(lambda: os.pread(reader.fileno(), len(MARK), LIMIT) == MARK, "the mark")
+    run.core.kill(handle, 0, CAUSE_CANCEL)
+    assert run.end(handle).cause == CAUSE_CANCEL
+
+
 def test_by_setting_a_bomb_ends_its_attempt(start: Start) -> None:
     run = start(log_limit=LIMIT, log_limit_ends=True)
     bomb, quick, deaf = run.submit(

@@ -16,7 +16,7 @@ import pytest
 
 from pysched._core import CAUSE_CANCEL, CAUSE_TIMEOUT, EXITED
 
-from .conftest import Run, alive, process_state, wait_until
+from .conftest import Run, alive, few_descriptors, process_state, wait_until
 
 Start = Callable[..., Run]
 
@@ -129,6 +129,21 @@ def test_a_cancel_ends_every_descendant(start: Start, token: str, kind: str, sub
     cancel(run, handle, grace_s=0.05)
     assert carriers(token) == set()
     assert run.core.running == 0
+
+
+@pytest.mark.parametrize(
+    "family",
+    ["setsid -f sleep TOKEN; setsid -f sleep TOKEN", "n=0; while [ $n -lt 100 ]; do sleep TOKEN & n=$((n+1)); done"],
+    ids=["sessions", "a large group"],
+)
+def test_a_tree_is_ended_though_no_descriptor_is_left(start: Start, token: str, family: str) -> None:
+    run = start()
+    (handle,) = run.submit(run.shell(f"{hostile(family, token)}; exec sleep {token}"))
+    leader = run.started(handle).pid
+    wait_until(lambda: process_name(leader) == "sleep" and carriers(token) == sleepers(token), "the tree")
+    with few_descriptors(0):
+        cancel(run, handle)
+    assert carriers(token) == set()
 
 
 def test_a_timeout_ends_every_descendant(start: Start, token: str) -> None:
@@ -348,12 +363,13 @@ def process_name(pid: int) -> str:
         return ""
 
 
-def test_a_descendant_that_changes_its_limits_is_known_by_its_parents(start: Start, token: str) -> None:
+@pytest.mark.parametrize("grace_s", [0.0, 0.1])
+def test_a_descendant_that_changes_its_limits_is_known_by_its_parents(start: Start, token: str, grace_s: float) -> None:
     run = start()
     shed = f"{sys.executable} -S -c {quoted(SHEDS)} {token} child"
-    (handle,) = run.submit(run.shell(f"({shed}) & sleep 1000"))
+    (handle,) = run.submit(run.shell(f"trap '' TERM; ({shed}) & sleep 1000"))
     wait_until(lambda: len(sleepers(token)) == 2, "the descendants")
-    cancel(run, handle)
+    cancel(run, handle, grace_s)
     assert carriers(token) == set()
 
 

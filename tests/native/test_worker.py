@@ -10,14 +10,14 @@ from typing import Any
 
 import pytest
 
-from pysched._core import CAUSE_CANCEL, CAUSE_TIMEOUT, EXITED, SPAWN_FAILED
+from pysched._core import CAUSE_CANCEL, CAUSE_TIMEOUT, EXITED, ROW_ENDED, SPAWN_FAILED, AttemptTable
 from pysched.ml import reuse
 
 from .conftest import Run, alive, process_state, wait_until
 from .test_zygote import Warm
 
 JOBS = """
-import atexit, os, subprocess, sys, threading, time
+import atexit, os, signal, subprocess, sys, threading, time
 
 count = 0
 
@@ -85,6 +85,13 @@ def grows(size):
 
 def at_exit(name):
     atexit.register(lambda: open(name, "w").close())
+    return os.getpid()
+
+def ends_in_its_own_time():
+    signal.signal(signal.SIGTERM, lambda *_: open("told", "w").close())
+    open("deaf", "w").close()
+    while not os.path.exists("go"):
+        time.sleep(0.01)
     return os.getpid()
 
 def drops_its_socket():
@@ -229,14 +236,52 @@ def test_a_worker_that_dies_before_it_begins_costs_no_call(jobs: Reused) -> None
     assert jobs.result(handle) != before
 
 
-def test_what_was_asked_of_a_stopped_worker_can_be_cancelled(jobs: Reused) -> None:
+def test_a_call_that_ends_within_its_grace_ends_its_worker(jobs: Reused, tmp_path: Path) -> None:
+    before = jobs.call("jobs:pid")
+    handle = jobs.submit("jobs:ends_in_its_own_time")
+    wait_until((tmp_path / "deaf").exists, "the call")
+    assert jobs.run.core.kill(handle, 600.0, CAUSE_CANCEL)
+    wait_until((tmp_path / "told").exists, "TERM")
+    (tmp_path / "go").touch()
+    assert jobs.result(handle) == before
+    assert jobs.run.end(handle).cause == CAUSE_CANCEL
+    assert jobs.call("jobs:pid") != before
+
+
+def test_the_row_of_a_call_is_that_of_a_process(start: Callable[..., Run], tmp_path: Path) -> None:
+    """What a successor of this process, and its guard, would find: pid, mark and end of each call."""
+    (tmp_path / "jobs.py").write_text(JOBS)
+    path = tmp_path / "attempts.table"
+    AttemptTable.begin(str(path), b"g" * 16)
+    table = AttemptTable(str(path), b"g" * 16, rows=8)
+    jobs = Reused(start(lanes=1, workers=1, table=table), tmp_path, ("numpy",), None, path)
+    jobs.zygote.start()
+    try:
+        pid = jobs.call("jobs:pid", token=1, mark=11)
+        assert jobs.call("jobs:pid", token=2, mark=12) == pid
+        refused = jobs.submit("jobs:pid", token=3, cwd=b"/nowhere")
+        assert jobs.run.end(refused).kind == SPAWN_FAILED
+        jobs.end(jobs.submit("jobs:fails", token=4, timeout_s=600.0))
+    finally:
+        jobs.zygote.stop()
+    rows = {row.token: row for row in table.rows()}
+    assert {token: (row.state, row.pid, row.mark) for token, row in rows.items() if token != 4} == {
+        1: (ROW_ENDED, pid, 11),
+        2: (ROW_ENDED, pid, 11),  # the worker is known by its first call
+    }
+    assert [rows[token].end(0).status for token in (1, 2, 4)] == [0, 0, 1 << 8]
+    assert rows[1].started_ns < rows[2].started_ns
+
+
+@pytest.mark.parametrize("then", [signal.SIGCONT, signal.SIGKILL])
+def test_what_was_asked_of_a_stopped_worker_can_be_cancelled(jobs: Reused, then: signal.Signals) -> None:
     before = jobs.call("jobs:pid")
     os.kill(before, signal.SIGSTOP)
     wait_until(lambda: process_state(before) == "T", "the stop")
     handle = jobs.submit("jobs:waits")  # if the lane hears of the cancel late, it ends by that all the same
     wait_until(lambda: jobs.run.core.running == 1, "the request")
     assert jobs.run.core.kill(handle, 0.0, CAUSE_CANCEL)
-    os.kill(before, signal.SIGCONT)
+    os.kill(before, then)
     assert jobs.run.end(handle).cause == CAUSE_CANCEL
     assert jobs.call("jobs:pid") != before
 

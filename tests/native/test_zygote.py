@@ -22,7 +22,7 @@ from pysched.executors import zygote
 from pysched.executors.launch import program_file
 from pysched.executors.zygote import Zygote
 
-from .conftest import Run, alive, process_state, wait_until
+from .conftest import Run, alive, few_descriptors, process_state, wait_until
 
 JOBS = """
 import ctypes, os, random, subprocess, sys, threading, time
@@ -89,7 +89,9 @@ def leaves_things():
 class Warm:
     """A Run whose warm jobs come from `zygote`."""
 
-    def __init__(self, run: Run, folder: Path, preload: Sequence[str], path: Path | None) -> None:
+    def __init__(
+        self, run: Run, folder: Path, preload: Sequence[str], path: Path | None, table: Path | None = None
+    ) -> None:
         self.run = run
         self.folder = folder
         environ = {"PATH": "/usr/bin:/bin"} | ({"PYTHONPATH": str(path)} if path is not None else {})
@@ -99,6 +101,7 @@ class Warm:
             environ=environ,
             meet=run.core.meet_zygote,
             awaited_s=run.core.awaits_zygote_s,
+            table=str(table or ""),
         )
 
     def launch(self, target: str, params: dict[str, Any] | None = None, **given: object) -> Launch:
@@ -286,6 +289,35 @@ def test_a_cancel_reaches_a_job_that_was_asked_for(warm: Make) -> None:
     assert event.cause == CAUSE_CANCEL
     assert event.kind == EXITED
     wait_until(lambda: jobs.run.core.running == 0, "the slot")
+
+
+@pytest.mark.parametrize("reuse", [0, 1])
+@pytest.mark.parametrize("given", [{"cwd": b"/nowhere"}, None], ids=["it cannot be started", "the zygote dies"])
+def test_a_cancelled_job_that_never_began_is_withdrawn(warm: Make, given: dict[str, bytes] | None, reuse: int) -> None:
+    jobs = warm(workers=1)
+    jobs.result(jobs.submit("jobs:add", {"a": 1}))
+    pid = jobs.pid()
+    os.kill(pid, signal.SIGSTOP)
+    wait_until(lambda: process_state(pid) == "T", "the stop")
+    handle = jobs.submit("jobs:add", {"a": 1}, reuse=reuse, **(given or {}))
+    wait_until(lambda: jobs.run.core.awaits_zygote_s() > 0, "the request")
+    jobs.run.core.kill(handle, 0.0, CAUSE_CANCEL)
+    wait_until(lambda: jobs.run.core.counters()["killed"] == 1, "the lane to know")
+    os.kill(pid, signal.SIGKILL if given is None else signal.SIGCONT)
+    event = jobs.run.end(handle)
+    assert (event.kind, event.cause) == (WITHDRAWN, CAUSE_CANCEL)
+    assert jobs.result(jobs.submit("jobs:add", {"a": 2}, reuse=reuse)) == 3  # the slot is free
+
+
+@pytest.mark.parametrize("reuse", [0, 1])
+def test_shortage_of_descriptors_delays_jobs_and_fails_none(warm: Make, reuse: int) -> None:
+    jobs = warm()
+    jobs.result(jobs.submit("jobs:add", {"a": 1}))
+    launch = jobs.launch("jobs:add", {"a": 2}, reuse=reuse)
+    with few_descriptors(0):
+        jobs.run.submit(launch)
+        wait_until(lambda: jobs.run.core.counters()["backed_off"] > 0, "a vain try")
+    assert jobs.result(launch.handle) == 3
 
 
 @pytest.mark.parametrize(

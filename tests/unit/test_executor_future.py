@@ -162,6 +162,18 @@ def test_a_future_ended_by_hand_under_its_condition() -> None:
     assert found == [error]
 
 
+def test_the_fields_of_the_standard_future_can_be_read_and_set() -> None:
+    future: Any = pending()
+    assert (future._state, future._result, future._exception, future._done_callbacks) == ("PENDING", None, None, [])
+    called: list[object] = []
+    future._done_callbacks.append(called.append)
+    future.add_done_callback(called.append)
+    future.set_result(42)
+    assert called == [future, future]
+    future._result = 43
+    assert (future.result(), future._result) == (43, 43)
+
+
 def test_one_of_several_sleepers_gives_up() -> None:
     future = pending()
     first, found_first = waits_in(future, "result", WAIT_S)
