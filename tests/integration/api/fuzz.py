@@ -3,8 +3,8 @@
     python -m tests.integration.api.fuzz --calls 20000 [--seed 1] [--processes 2]
 
 Most of the time goes into making calls up, so several processes may share the work, each with a server and seeds of its
-own.  Each operation gets its share of calls.  Half of the ids in paths are those of tasks that were accepted before, so that
-calls meet tasks that there are.  Streams, which never end, are left out.
+own.  Each operation gets its share of calls.  Half of the ids in paths are those of tasks that were accepted before, so
+that calls meet tasks that there are.  Streams, which never end, are left out.
 """
 
 from __future__ import annotations
@@ -133,7 +133,8 @@ def _share(calls: int, seed: int, processes: int) -> int:
     """Each process fuzzes by itself; 1 if one of them has found something."""
     command = [sys.executable, "-m", "tests.integration.api.fuzz", "--calls", str(math.ceil(calls / processes))]
     started = [subprocess.Popen([*command, "--seed", str(seed + 1000 * number)]) for number in range(processes)]
-    return int(any([each.wait() != 0 for each in started]))
+    codes = [each.wait() for each in started]
+    return int(any(codes))
 
 
 if __name__ == "__main__":
