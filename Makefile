@@ -103,7 +103,7 @@ bench-server: $(VENV)/.editable
 
 # What the OpenAPI document promises, against calls made up from it.
 fuzz-http: $(VENV)/.editable
-	$(BIN)/python -m tests.integration.api.fuzz --calls 20000 $(FUZZ)
+	$(BIN)/python -m tests.integration.api.fuzz --calls 20000 --processes 2 $(FUZZ)
 
 # A durable POST /submit against a route that does nothing, batches against COPY, pages of many tasks, many listeners.
 bench-http: $(VENV)/.editable

@@ -18,9 +18,9 @@ from collections.abc import Awaitable, Callable, Sequence
 import structlog
 
 from pysched.api.backend import Verdict, Verdicts
+from pysched.draft import Entry
 from pysched.errors import DatabaseUnreachable, PyschedError, StoreError
 from pysched.model import Acceptance, State
-from pysched.task import Task
 
 FLUSH_TASKS = 1_000  # of one transaction: past that a commit costs little more per task, and holds others up
 QUEUE_TASKS = 20_000  # waiting in all …
@@ -29,7 +29,7 @@ QUEUE_BYTES = 256 * 1024 * 1024  # … and their bodies: what a stalled database
 _log = structlog.get_logger("acceptor")
 
 
-Insert = Callable[[Sequence[Task]], Awaitable["set[str] | None"]]
+Insert = Callable[[Sequence[Entry]], Awaitable["set[str] | None"]]
 Deliver = Callable[["Acceptance | PyschedError"], None]
 
 
@@ -41,7 +41,7 @@ class Acceptor:
 
     def __init__(
         self,
-        accept: Callable[[Sequence[Task]], Verdicts],
+        accept: Callable[[Sequence[Entry]], Verdicts],
         insert: Insert | None = None,
         *,
         queue_tasks: int = QUEUE_TASKS,
@@ -51,7 +51,7 @@ class Acceptor:
         self._insert = insert
         self._queue_tasks = queue_tasks
         self._queue_bytes = queue_bytes
-        self._waiting: deque[tuple[Task, int, Deliver]] = deque()
+        self._waiting: deque[tuple[Entry, int, Deliver]] = deque()
         self._bytes = 0
         self._flusher: asyncio.Task[None] | None = None
         self._closed = False
@@ -61,7 +61,7 @@ class Acceptor:
         """Tasks that wait for the next commit."""
         return len(self._waiting)
 
-    def take(self, task: Task, size: int, deliver: Deliver) -> bool:
+    def take(self, task: Entry, size: int, deliver: Deliver) -> bool:
         """Let `deliver` be called with the verdict, after the commit; `size` is the body's, in bytes.
 
         The verdict is the store's yes, the task's own `ConflictError` or `TaskError`, or a `StoreError`: nobody knows.
@@ -75,7 +75,7 @@ class Acceptor:
             self._flusher = asyncio.get_running_loop().create_task(self._flush())
         return True
 
-    async def accept(self, task: Task, size: int) -> Acceptance:
+    async def accept(self, task: Entry, size: int) -> Acceptance:
         """The same for one who waits; raises what is no yes, and `asyncio.QueueFull` for what is not taken."""
         verdict: asyncio.Future[Acceptance | PyschedError] = asyncio.get_running_loop().create_future()
 
@@ -97,7 +97,7 @@ class Acceptor:
             await asyncio.wait([self._flusher])
 
     async def _flush(self) -> None:
-        batch: list[tuple[Task, int, Deliver]] = []
+        batch: list[tuple[Entry, int, Deliver]] = []
         try:
             while self._waiting:
                 batch = [self._waiting.popleft() for _ in range(min(len(self._waiting), FLUSH_TASKS))]
@@ -113,7 +113,7 @@ class Acceptor:
             for _, _, deliver in left:
                 deliver(StoreError("the server stopped before it was known what became of the task; send it again"))
 
-    async def _commit(self, tasks: Sequence[Task]) -> Sequence[Verdict | PyschedError]:
+    async def _commit(self, tasks: Sequence[Entry]) -> Sequence[Verdict | PyschedError]:
         """One verdict a task, whatever happens; each its own error object, since each is raised elsewhere."""
         verdicts: list[Verdict | PyschedError | None] = [None] * len(tasks)
         first = {task.id: place for place, task in reversed([*enumerate(tasks)]) if not task.after}
@@ -128,7 +128,7 @@ class Acceptor:
                 verdicts[place] = verdict
         return [verdict for verdict in verdicts if verdict is not None]
 
-    async def _inserted(self, tasks: Sequence[Task]) -> set[str]:
+    async def _inserted(self, tasks: Sequence[Entry]) -> set[str]:
         """The ids of those that are known to be new and committed."""
         try:
             created = await self._insert(tasks) if self._insert is not None and tasks else None
@@ -137,7 +137,7 @@ class Acceptor:
             created = None
         return created or set()
 
-    async def _asked(self, tasks: Sequence[Task]) -> Sequence[Verdict | PyschedError]:
+    async def _asked(self, tasks: Sequence[Entry]) -> Sequence[Verdict | PyschedError]:
         try:
             verdicts = await asyncio.to_thread(self._accept, tasks)
             if len(verdicts) != len(tasks):

@@ -7,10 +7,10 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Protocol
 
 from pysched.api.feed import Watcher
+from pysched.draft import Entry
 from pysched.errors import ConflictError, TaskError
 from pysched.model import Acceptance, State
 from pysched.selection import Cancelled, Page, Retried, Selection
-from pysched.task import Task
 
 Row = dict[str, Any]
 Rows = list[Row]
@@ -21,7 +21,7 @@ Verdicts = list[Verdict]
 class Inserter(Protocol):
     """See `pysched.store.inserter.Inserter`."""
 
-    async def insert(self, tasks: Sequence[Task], /) -> set[str] | None: ...
+    async def insert(self, tasks: Sequence[Entry], /) -> set[str] | None: ...
 
     async def close(self) -> None: ...
 
@@ -33,10 +33,10 @@ class Backend(Protocol):
     `NotFoundError` for one that no task has.
     """
 
-    def accept(self, tasks: Sequence[Task], /, *, source: uuid.UUID, atomic: bool) -> Verdicts: ...
+    def accept(self, tasks: Sequence[Entry], /, *, source: uuid.UUID, atomic: bool) -> Verdicts: ...
 
     def accept_stream(
-        self, tasks: Callable[[], Iterable[Task]], /, *, source: uuid.UUID
+        self, tasks: Callable[[], Iterable[Entry]], /, *, source: uuid.UUID
     ) -> list[tuple[str, State]] | None: ...
 
     def inserter(self) -> Inserter: ...

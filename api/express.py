@@ -20,6 +20,7 @@ from pysched import trace
 from pysched.api import problems
 from pysched.api.scopes import Scope
 from pysched.api.security import HEADERS, JSON_TYPE
+from pysched.draft import Entry, draft
 from pysched.errors import PyschedError, TaskError
 from pysched.model import Acceptance
 from pysched.task import parse_task
@@ -65,14 +66,18 @@ class Submission:
     def submit(self) -> None:
         """The body is whole."""
         try:
-            task = parse_task(self.body).identified()
-            if self._traceparent is not None:
-                task.traced(trace.fields(self._traceparent.decode("latin-1"), None))
+            task = self._read()
         except TaskError:
             self._protocol.begin_ordinary(self.body)
             return
         if not self._context.acceptor.take(task, len(self.body), self._deliver):
             self._protocol.begin_ordinary(self.body)
+
+    def _read(self) -> Entry:
+        """The task; `TaskError`, also for one whose words are for the ordinary way."""
+        context = {} if self._traceparent is None else trace.fields(self._traceparent.decode("latin-1"), None)
+        found = None if context else draft(self.body)
+        return found or parse_task(self.body).identified().traced(context)
 
     def _deliver(self, verdict: Acceptance | PyschedError) -> None:
         if isinstance(verdict, Acceptance):

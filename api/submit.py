@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import asyncio
 import tempfile
-from collections.abc import Iterator
-from typing import IO, Any
+from collections.abc import Callable, Iterator
+from typing import IO, Any, TypeVar
 
 import structlog
 from fastapi import APIRouter, Request, Response
@@ -25,6 +25,7 @@ from pysched.api.schema import Accepted, json_response, many_tasks, one, refusal
 from pysched.api.scopes import Scope as Access
 from pysched.api.scopes import needs
 from pysched.api.security import JSON_TYPE, NDJSON_TYPES, media_type
+from pysched.draft import Entry, draft, drafts
 from pysched.errors import ConflictError, Problem, TaskError
 from pysched.model import Acceptance, State
 from pysched.task import BATCH_TASKS, Task, parse_task, parse_tasks
@@ -35,6 +36,7 @@ SPOOL_BYTES = 8 * 1024 * 1024  # of a batch in memory; the rest of it lies in a 
 STREAMED_BYTES = 128 * 1024  # some thousand tasks: below, it does not matter how they are written
 ERRORS_SHOWN = 100  # of a batch: enough to mend it, and no answer as long as the batch
 
+E = TypeVar("E", bound=Entry)
 _log = structlog.get_logger("api")
 router = APIRouter(tags=["submit"], dependencies=[needs(Access.SUBMIT)])
 
@@ -112,11 +114,15 @@ def _accept_batch(shared: Context, body: IO[bytes], *, lines: bool, context: dic
 
     def read() -> Iterator[Task]:
         body.seek(0)
-        tasks = _parse_lines(body) if lines else parse_tasks(body.read())
+        tasks = _read_lines(body, _parse_line) if lines else parse_tasks(body.read())
         return (task.identified().traced(context) for task in tasks)
 
+    def read_drafts() -> Iterator[Entry]:
+        body.seek(0)
+        return _read_lines(body, _draft_line) if lines else drafts(body.read())
+
     if body.tell() >= STREAMED_BYTES and shared.mirror is None:
-        loaded = shared.store.accept_stream(read, source=shared.source)
+        loaded = shared.store.accept_stream(read if context else read_drafts, source=shared.source)
         if loaded is not None:
             return _accepted(loaded, created=len(loaded))
     tasks = [*read()]
@@ -150,22 +156,26 @@ def _media_type(request: Request) -> str:
     return stated if stated == JSON_TYPE else media_type(stated)
 
 
-def _parse_lines(body: IO[bytes]) -> Iterator[Task]:
+def _read_lines(body: IO[bytes], read: Callable[[bytes, int], E]) -> Iterator[E]:
     """Tasks from NDJSON; blank lines are nothing.  A line is held to what one task may be."""
     count = 0
     while line := body.readline(SUBMIT_BYTES + 2):
         if len(line) > SUBMIT_BYTES and len(line.rstrip(b"\r\n")) > SUBMIT_BYTES:
             raise _too_long(count)
         if line.strip():
-            yield _parse_line(line, count)
+            if count == BATCH_TASKS:
+                raise TaskError(
+                    Problem("", f"a batch holds at most {BATCH_TASKS} tasks; send the rest in another"), index=count
+                )
+            yield read(line, count)
             count += 1
 
 
+def _draft_line(line: bytes, index: int) -> Entry:
+    return draft(line) or _parse_line(line, index).identified()
+
+
 def _parse_line(line: bytes, index: int) -> Task:
-    if index == BATCH_TASKS:
-        raise TaskError(
-            Problem("", f"a batch holds at most {BATCH_TASKS} tasks; send the rest in another"), index=index
-        )
     try:
         return parse_task(line)
     except TaskError as error:

@@ -79,7 +79,7 @@ def _params(value: dict[str, JsonValue]) -> dict[str, JsonValue]:
         text = json.dumps(value, ensure_ascii=True, allow_nan=False)
     except ValueError:
         raise ValueError("holds a number that is not finite; use null or text for it") from None
-    if len(text) > PARAMS_BYTES and len(_dump(value).encode()) > PARAMS_BYTES:
+    if len(text) > PARAMS_BYTES and len(dump(value).encode()) > PARAMS_BYTES:
         raise ValueError(f"is longer than {PARAMS_BYTES} bytes as JSON; pass the path of a file instead")
     if "\\u0000" in text:
         raise ValueError("contains a NUL character; PostgreSQL cannot hold one, remove it")
@@ -197,17 +197,7 @@ class Task(BaseModel):
 
     @model_validator(mode="after")
     def _consistent(self) -> Task:
-        if self.entrypoint is not None:
-            if self.command is not None:
-                raise ValueError("command and entrypoint are both given; keep one")
-            if self.type is not TaskType.ML:
-                raise ValueError("entrypoint needs type ml; add it, or use command")
-        elif self.reuse:
-            raise ValueError("reuse needs an entrypoint; add it, or remove reuse")
-        if self.tracestate is not None and self.traceparent is None:
-            raise ValueError("tracestate is given without traceparent; add that, or remove it")
-        if self.id is not None and self.id in self.after:
-            raise ValueError("after names the task itself; remove that id")
+        check_together(self.__dict__)
         return self
 
     def identified(self) -> Task:
@@ -226,21 +216,42 @@ class Task(BaseModel):
 
     def spec(self) -> str:
         """The task as JSON without id and defaults: equal content gives equal specs, but for the trace."""
-        return _dump(self.model_dump(mode="json", exclude={"id"}, exclude_defaults=True))
+        return dump(self.model_dump(mode="json", exclude={"id"}, exclude_defaults=True))
 
     @property
     def demand(self) -> Demand | None:
         """What it holds while it runs; None: a worker alone."""
-        if self.cpus is self.mem is self.gpus is None and self.type is TaskType.SYSTEM:
-            return None
-        cpus = self.cpus if self.cpus is not None else 1.0 if self.type is TaskType.ML else 0.0
-        demand = Demand(resources.thousandths(cpus), self.mem or 0, resources.thousandths(self.gpus or 0.0))
-        return demand if any(demand) else None
+        return demand(self.type, self.cpus, self.mem, self.gpus)
 
     @classmethod
     def from_spec(cls, task_id: str, spec: str | bytes) -> Task:
         """The inverse of `spec`, for text that came out of the store; `TaskError` if a newer version wrote it."""
         return parse_task(spec).model_copy(update={"id": task_id})
+
+
+def check_together(given: Mapping[str, Any]) -> None:
+    """Fields that are right each by itself, held against each other; `ValueError` in words for users."""
+    get = given.get
+    if get("entrypoint") is not None:
+        if get("command") is not None:
+            raise ValueError("command and entrypoint are both given; keep one")
+        if get("type") is not TaskType.ML:
+            raise ValueError("entrypoint needs type ml; add it, or use command")
+    elif get("reuse"):
+        raise ValueError("reuse needs an entrypoint; add it, or remove reuse")
+    if get("tracestate") is not None and get("traceparent") is None:
+        raise ValueError("tracestate is given without traceparent; add that, or remove it")
+    if get("after") and get("id") in given["after"]:
+        raise ValueError("after names the task itself; remove that id")
+
+
+def demand(kind: TaskType, cpus: float | None, mem: int | None, gpus: float | None) -> Demand | None:
+    """What a task of these fields holds while it runs; None: a worker alone."""
+    if cpus is mem is gpus is None and kind is TaskType.SYSTEM:
+        return None
+    held = cpus if cpus is not None else 1.0 if kind is TaskType.ML else 0.0
+    asked = Demand(resources.thousandths(held), mem or 0, resources.thousandths(gpus or 0.0))
+    return asked if any(asked) else None
 
 
 def is_same(one: str, other: str) -> bool:
@@ -251,7 +262,7 @@ def is_same(one: str, other: str) -> bool:
 def _untraced(spec: str) -> str:
     if _TRACED not in spec:
         return spec
-    return _dump({name: value for name, value in json.loads(spec).items() if name not in trace.FIELDS})
+    return dump({name: value for name, value in json.loads(spec).items() if name not in trace.FIELDS})
 
 
 _TRACED = '"traceparent":'
@@ -267,7 +278,7 @@ _MANY = TypeAdapter(Annotated[list[Task], Field(max_length=BATCH_TASKS)])
 def parse_task(data: str | bytes | Mapping[str, object]) -> Task:
     """One task from JSON text or a mapping of JSON values; raises `TaskError`."""
     try:
-        return _ONE.validate_json(data if isinstance(data, str | bytes) else _dump(data))
+        return _ONE.validate_json(data if isinstance(data, str | bytes) else dump(data))
     except ValidationError as error:
         raise TaskError(*problems(cast("list[dict[str, Any]]", error.errors(include_url=False)))) from None
     except (TypeError, ValueError) as error:
@@ -280,13 +291,14 @@ def parse_tasks(data: str | bytes) -> Iterator[Task]:
     A long one is read in pieces, between which other threads run: the parser does not let them while it works.
     """
     count = 0
-    for piece in _pieces(data):
-        tasks = _parse_piece(piece, count)
+    for piece in pieces(data):
+        tasks = parse_piece(piece, count)
         count += len(tasks)
         yield from tasks
 
 
-def _parse_piece(data: str | bytes, offset: int) -> list[Task]:
+def parse_piece(data: str | bytes, offset: int) -> list[Task]:
+    """One of the `pieces`, before which there were `offset` tasks."""
     try:
         return _MANY.validate_json(data)
     except ValidationError as error:
@@ -299,7 +311,7 @@ def _parse_piece(data: str | bytes, offset: int) -> list[Task]:
         raise TaskError(*problems(own), index=offset + index) from None
 
 
-def _pieces(data: str | bytes) -> Iterator[str | bytes]:
+def pieces(data: str | bytes) -> Iterator[str | bytes]:
     """Arrays of some of the array's elements each, in order; what is no array comes whole, to be refused."""
     if len(data) < _PIECE_CHARS:
         yield data
@@ -392,5 +404,6 @@ def _shown(value: object) -> str:
     return text if len(text) <= 60 else text[:57] + "…"
 
 
-def _dump(value: object) -> str:
+def dump(value: object) -> str:
+    """JSON in its canonical form."""
     return _ENCODER.encode(value)

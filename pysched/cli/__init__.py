@@ -44,6 +44,8 @@ _SECTIONS = {
     },
 }
 _COMMANDS = [name for section in _SECTIONS.values() for name in section]
+_GROUPS = {"queue", "token"}  # whose commands have two words
+_COMMON = {"--url", "--token", "--home", "--database", "--output", "-o"}  # may also come before the command
 
 
 class _Interrupted(Exception):
@@ -54,7 +56,28 @@ class _NobodyReads(Exception):
     """A broken pipe, likewise: click would exit with 1."""
 
 
-class Commands(click.Group):
+class Group(click.Group):
+    """Names the nearest command where there is none of that name, and all where none is given."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        if not args:
+            raise click.UsageError(f"name a command: {', '.join(self.list_commands(ctx))}", ctx)
+        return super().parse_args(ctx, args)
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        known = self.list_commands(ctx)
+        if args[0] not in known and not ctx.resilient_parsing:
+            from difflib import get_close_matches
+
+            near = get_close_matches(args[0], known, n=1, cutoff=0.65) or (known if len(known) < 4 else [])
+            right = f"; did you mean {' or '.join(near)}?" if near else ""
+            raise click.UsageError(f"there is no command {args[0]!r}{right}", ctx)
+        return super().resolve_command(ctx, args)
+
+
+class Commands(Group):
     """Loads a command's module only when it is needed, so that `scheduler ls` never imports a server."""
 
     def invoke(self, ctx: click.Context) -> Any:
@@ -82,24 +105,38 @@ class Commands(click.Group):
             with formatter.section(title):
                 formatter.write_dl([(f"{name:<10}", text) for name, text in commands.items()])
 
-    def resolve_command(
-        self, ctx: click.Context, args: list[str]
-    ) -> tuple[str | None, click.Command | None, list[str]]:
-        if args[0] not in _COMMANDS and not ctx.resilient_parsing:
-            from difflib import get_close_matches
-
-            near = get_close_matches(args[0], _COMMANDS, n=1, cutoff=0.65)
-            right = f"; did you mean {near[0]}?" if near else ""
-            raise click.UsageError(f"there is no command {args[0]!r}{right}", ctx)
-        return super().resolve_command(ctx, args)
-
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        """`scheduler --workers 8 …` is `scheduler run --workers 8 …`."""
-        if not args:
-            args = ["--help"]
-        elif args[0].startswith("-") and args[0] not in {"--help", "-h", "--version", "--debug"}:
-            args = ["run", *args]
-        return super().parse_args(ctx, args)
+        """`scheduler --workers 8 …` is `scheduler run --workers 8 …`, `scheduler --url URL ls` is `… ls --url URL`."""
+        return super().parse_args(ctx, in_order(args))
+
+
+def in_order(args: list[str]) -> list[str]:
+    """The arguments with the command first, and behind it the options that commands have in common."""
+    args = _common_last(args)
+    if not args:
+        return ["--help"]
+    if args[0].startswith("-") and args[0] not in {"--help", "-h", "--version", "--debug"}:
+        return ["run", *args]
+    return args
+
+
+def _common_last(args: list[str]) -> list[str]:
+    debug, common, at = [], [], 0
+    while at < len(args) and args[at].startswith("-"):
+        option = args[at].partition("=")[0]
+        if args[at] == "--debug":
+            debug.append(args[at])
+            at += 1
+        elif option in _COMMON or args[at].startswith("-o"):
+            more = 1 if args[at] == option and (option in _COMMON) else 0  # its value is a word of its own
+            common += args[at : at + 1 + more]
+            at += 1 + more
+        else:
+            return args
+    if not common or at >= len(args):
+        return args
+    command = args[at : at + 2] if args[at] in _GROUPS else args[at : at + 1]
+    return [*debug, *command, *common, *args[at + len(command) :]]
 
 
 @click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})

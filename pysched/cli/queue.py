@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import click
 
+from pysched.cli import Group
 from pysched.cli.session import Session, client_command
 
 
-@click.group("queue")
+@click.group("queue", cls=Group)
 def command() -> None:
     """Pause or resume the start of tasks, on all nodes."""
 

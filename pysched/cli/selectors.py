@@ -163,10 +163,13 @@ def _rows(session: Session, word: str) -> list[str]:
     ids = []
     for part in word[1:].split(","):
         first, _, last = part.partition("-")
-        for number in range(int(first), min(int(last or first), len(listed) + 1) + 1):
-            if not 1 <= number <= len(listed):
-                raise NotFoundError(f"{word}: the last listing has {len(listed)} rows; scheduler ls makes a new one")
-            ids.append(listed[number - 1])
+        start, end = int(first), int(last or first)
+        if start > end:
+            raise InputError(f"{word}: ends before it begins; write %{end}-{start}")
+        if not 1 <= start <= end <= len(listed):
+            rows = "1 row" if len(listed) == 1 else f"{len(listed) or 'no'} rows"
+            raise NotFoundError(f"{word}: the last listing has {rows}; scheduler ls makes a new one")
+        ids += listed[start - 1 : end]
     return ids
 
 

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import click
 
-from pysched.cli import units
+from pysched.cli import Group, units
 from pysched.cli.session import Session, client_command
 from pysched.cli.table import Column
 
 _SCOPES = ("read", "submit", "admin")
 
 
-@click.group("token")
+@click.group("token", cls=Group)
 def command() -> None:
     """Make, list and revoke bearer tokens.  The administrator's own stands in HOME/token."""
 

@@ -13,11 +13,12 @@ from collections.abc import Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass, field
 from typing import Any
 
+from pysched.draft import Entry
 from pysched.errors import ConflictError, Problem, TaskError
 from pysched.model import Acceptance, State
 from pysched.store import arrays, loading, sql
 from pysched.store.database import Conn, Database, Raced
-from pysched.task import Task, is_same
+from pysched.task import is_same
 
 Verdict = Acceptance | ConflictError | TaskError
 
@@ -39,7 +40,7 @@ class New:
     """A task of the batch that the store does not have yet."""
 
     id: str
-    task: Task
+    task: Entry
     spec: str
     needs: frozenset[str]
     state: State = State.QUEUED
@@ -58,7 +59,7 @@ class _Refused(Exception):
     """Rolls back an atomic batch with a refused item."""
 
 
-def accept(database: Database, tasks: Sequence[Task], *, source: uuid.UUID, atomic: bool) -> list[Verdict]:
+def accept(database: Database, tasks: Sequence[Entry], *, source: uuid.UUID, atomic: bool) -> list[Verdict]:
     """See `Store.accept`."""
     batch = _Batch(tasks)
     verdicts: dict[str, Verdict] = {}
@@ -78,7 +79,7 @@ def accept(database: Database, tasks: Sequence[Task], *, source: uuid.UUID, atom
 class _Batch:
     """The tasks as given, each id once: of several with one id the first counts, the others are held against it."""
 
-    def __init__(self, tasks: Sequence[Task]) -> None:
+    def __init__(self, tasks: Sequence[Entry]) -> None:
         self.first: dict[str, New] = {}
         self._given: list[tuple[str, str]] = []
         for task in tasks:

@@ -11,7 +11,7 @@ from datetime import datetime
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from pysched.task import Task
+    from pysched.draft import Entry
 
 
 def texts(values: Iterable[str | None]) -> str:
@@ -29,7 +29,7 @@ def times(values: Iterable[datetime | None]) -> str:
     return "{" + ",".join(["NULL" if value is None else value.isoformat() for value in values]) + "}"
 
 
-def demands(tasks: Iterable[Task]) -> tuple[str, str, str]:
+def demands(tasks: Iterable[Entry]) -> tuple[str, str, str]:
     """integer[], bigint[], integer[]: what tasks ask for; NULL for those that ask for a worker alone."""
     asked = [task.demand or (None, None, None) for task in tasks]
     cpus, memory, gpus = (numbers([demand[i] for demand in asked]) for i in range(3))

@@ -24,11 +24,11 @@ from dataclasses import dataclass, field
 import psycopg
 from psycopg.pq import ExecStatus
 
+from pysched.draft import Entry
 from pysched.errors import StoreError
 from pysched.store import arrays, sql
 from pysched.store.database import Database
 from pysched.store.link import Link
-from pysched.task import Task
 
 SILENCE_S = 2.0
 RETRY_S = 1.0
@@ -60,7 +60,7 @@ class Inserter:
         self._again_at = 0.0
         self._closed = False
 
-    async def insert(self, tasks: Sequence[Task]) -> set[str] | None:
+    async def insert(self, tasks: Sequence[Entry]) -> set[str] | None:
         """The ids of the tasks that were new, in one transaction that is committed; None: nobody knows.
 
         The tasks have ids, each another one, and need no other tasks.
@@ -178,7 +178,7 @@ class Inserter:
         except psycopg.Error as error:
             self._lose(str(error))
 
-    def _columns(self, tasks: Sequence[Task]) -> list[bytes | None]:
+    def _columns(self, tasks: Sequence[Entry]) -> list[bytes | None]:
         columns = (
             arrays.texts([task.id for task in tasks]),
             arrays.texts([task.name or task.id for task in tasks]),
@@ -192,7 +192,7 @@ class Inserter:
         return [*(column.encode() for column in columns), self._source]
 
 
-def _kinds(tasks: Sequence[Task]) -> bytes:
+def _kinds(tasks: Sequence[Entry]) -> bytes:
     """What the hints say: there is something to claim, or a due time to learn of."""
     return arrays.texts(sorted({"due" if task.delay_s > 0 else "ready" for task in tasks})).encode()
 

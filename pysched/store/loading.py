@@ -16,10 +16,10 @@ from typing import TYPE_CHECKING
 
 import psycopg
 
+from pysched.draft import Entry
 from pysched.model import Priority, State
 from pysched.store import arrays, sql
 from pysched.store.database import Conn, Database, Raced
-from pysched.task import Task
 
 if TYPE_CHECKING:
     from pysched.store.accepting import New
@@ -45,13 +45,13 @@ def load(conn: Conn, items: Sequence[New], source: uuid.UUID) -> None:
         raise Raced from None
 
 
-def stream(database: Database, tasks: Callable[[], Iterable[Task]], *, source: uuid.UUID) -> Loaded | None:
+def stream(database: Database, tasks: Callable[[], Iterable[Entry]], *, source: uuid.UUID) -> Loaded | None:
     """Accept new tasks, all or none, in one transaction; see `Store.accept_stream`."""
 
     def work(conn: Conn) -> Loaded:
         loaded: Loaded = []
 
-        def rows() -> Iterator[tuple[str, Task, str, State]]:
+        def rows() -> Iterator[tuple[str, Entry, str, State]]:
             for task in tasks():
                 if task.after:
                     raise _Unsuited
@@ -73,7 +73,7 @@ def stream(database: Database, tasks: Callable[[], Iterable[Task]], *, source: u
         return None
 
 
-def _copy(conn: Conn, items: Iterator[tuple[str, Task, str, State]], source: uuid.UUID) -> None:
+def _copy(conn: Conn, items: Iterator[tuple[str, Entry, str, State]], source: uuid.UUID) -> None:
     ((now,),) = conn.execute(_QUERIES.now).fetchall()
     since = now.isoformat()
     totals: Counter[Priority] = Counter()
@@ -89,7 +89,7 @@ def _copy(conn: Conn, items: Iterator[tuple[str, Task, str, State]], source: uui
     conn.execute(_QUERIES.tally, columns)
 
 
-def _row(task_id: str, task: Task, spec: str, state: State, now: datetime, since: str) -> str:
+def _row(task_id: str, task: Entry, spec: str, state: State, now: datetime, since: str) -> str:
     """In COPY's text format, where the backslash needs another: no id, name or JSON text holds a control character.
     `since` is `now` as text.
 

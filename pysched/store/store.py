@@ -20,6 +20,7 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import Any
 
+from pysched.draft import Entry
 from pysched.errors import ConflictError, DatabaseReadOnly, NotFoundError, TaskError
 from pysched.model import (
     LISTENING,
@@ -40,7 +41,6 @@ from pysched.store import accepting, arrays, ending, loading, migrate, retention
 from pysched.store.claiming import Claimer, claim_of, unlimited
 from pysched.store.control import Control
 from pysched.store.database import Conn, Database, Line
-from pysched.task import Task
 
 _CLAIM = sql.load("claim")
 _NODES = sql.load("nodes")
@@ -131,7 +131,7 @@ class Store(Control):
     # ── intake ────────────────────────────────────────────────────────────────────────────────────
 
     def accept(
-        self, tasks: Sequence[Task], *, source: uuid.UUID, atomic: bool
+        self, tasks: Sequence[Entry], *, source: uuid.UUID, atomic: bool
     ) -> builtins.list[Acceptance | ConflictError | TaskError]:
         """Durably accept `tasks`, each with an id, in their order of arrival; one verdict for each, in that order.
 
@@ -147,7 +147,7 @@ class Store(Control):
         return accepting.accept(self._database, tasks, source=source, atomic=atomic)
 
     def accept_stream(
-        self, tasks: Callable[[], Iterable[Task]], *, source: uuid.UUID
+        self, tasks: Callable[[], Iterable[Entry]], *, source: uuid.UUID
     ) -> builtins.list[tuple[str, State]] | None:
         """Durably accept many tasks, all or none, while they are being read; their ids and states.
 

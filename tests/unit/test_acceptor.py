@@ -11,6 +11,7 @@ import pytest
 
 from pysched.api.acceptor import FLUSH_TASKS, Acceptor
 from pysched.api.backend import Verdicts
+from pysched.draft import Entry
 from pysched.errors import ConflictError, DatabaseUnreachable, Problem, StoreError, TaskError
 from pysched.model import Acceptance, State
 from pysched.task import Task, parse_task
@@ -23,20 +24,20 @@ def task(task_id: str) -> Task:
 class Store:
     """Says yes, after `gate` is open; keeps what each commit carried."""
 
-    def __init__(self, verdicts: Callable[[Sequence[Task]], Verdicts] | None = None) -> None:
+    def __init__(self, verdicts: Callable[[Sequence[Entry]], Verdicts] | None = None) -> None:
         self.commits: list[list[str | None]] = []
         self.started = threading.Event()
         self.gate = threading.Event()
         self._verdicts = verdicts or (lambda tasks: [yes(each) for each in tasks])
 
-    def accept(self, tasks: Sequence[Task]) -> Verdicts:
+    def accept(self, tasks: Sequence[Entry]) -> Verdicts:
         self.commits.append([each.id for each in tasks])
         self.started.set()
         assert self.gate.wait(30)
         return self._verdicts(tasks)
 
 
-def yes(each: Task) -> Acceptance:
+def yes(each: Entry) -> Acceptance:
     assert each.id is not None
     return Acceptance(id=each.id, state=State.QUEUED, created=True)
 
@@ -69,7 +70,7 @@ def test_what_arrives_during_a_commit_shares_the_next() -> None:
 
 
 def test_each_request_gets_its_own_verdict() -> None:
-    def verdicts(tasks: Sequence[Task]) -> Verdicts:
+    def verdicts(tasks: Sequence[Entry]) -> Verdicts:
         refusals: dict[str, ConflictError | TaskError] = {
             "taken": ConflictError("taken"),
             "wrong": TaskError(Problem("after", "names nobody")),
@@ -92,7 +93,7 @@ def test_each_request_gets_its_own_verdict() -> None:
     [(DatabaseUnreachable("gone"), DatabaseUnreachable), (StoreError("no"), StoreError), (KeyError("bug"), StoreError)],
 )
 def test_a_failed_commit_fails_all_of_it_and_nothing_after_it(failure: Exception, seen: type[Exception]) -> None:
-    def verdicts(tasks: Sequence[Task]) -> Verdicts:
+    def verdicts(tasks: Sequence[Entry]) -> Verdicts:
         if len(store.commits) == 1:
             raise failure
         return [yes(each) for each in tasks]
@@ -207,7 +208,7 @@ class TestInsert:
     def test_the_store_is_asked_for_all_else(self) -> None:
         offered: list[str | None] = []
 
-        async def insert(tasks: Sequence[Task]) -> set[str] | None:
+        async def insert(tasks: Sequence[Entry]) -> set[str] | None:
             offered.extend(each.id for each in tasks)
             return {"new", "twice"}
 
@@ -225,7 +226,7 @@ class TestInsert:
 
     @pytest.mark.parametrize("failure", [None, KeyError("bug")])
     def test_the_store_is_asked_when_nobody_knows(self, failure: Exception | None) -> None:
-        async def insert(tasks: Sequence[Task]) -> set[str] | None:
+        async def insert(tasks: Sequence[Entry]) -> set[str] | None:
             if failure is not None:
                 raise failure
             return None
@@ -240,7 +241,7 @@ class TestInsert:
         asyncio.run(scenario())
 
     def test_nobody_waits_for_ever(self) -> None:
-        async def insert(tasks: Sequence[Task]) -> set[str] | None:
+        async def insert(tasks: Sequence[Entry]) -> set[str] | None:
             asyncio.current_task().cancel()  # type: ignore[union-attr]
             await asyncio.sleep(0)
             return None
@@ -253,8 +254,8 @@ class TestInsert:
         asyncio.run(scenario())
 
 
-def inserting(new: set[str]) -> Callable[[Sequence[Task]], Awaitable[set[str] | None]]:
-    async def insert(tasks: Sequence[Task]) -> set[str] | None:
+def inserting(new: set[str]) -> Callable[[Sequence[Entry]], Awaitable[set[str] | None]]:
+    async def insert(tasks: Sequence[Entry]) -> set[str] | None:
         return new & {str(each.id) for each in tasks}
 
     return insert

@@ -1,15 +1,19 @@
 """Calls made up from the OpenAPI document, right ones and wrong ones, held against what the document promises.
 
-    python -m tests.integration.api.fuzz --calls 20000 [--seed 1]
+    python -m tests.integration.api.fuzz --calls 20000 [--seed 1] [--processes 2]
 
-Each operation gets its share of calls.  Half of the ids in paths are those of tasks that were accepted before, so that
-calls meet tasks that there are.  Streams, which never end, are left out.
+Most of the time goes into making calls up, so several processes may share the work, each with a server and seeds of its
+own.  Each operation gets its share of calls.  Half of the ids in paths are those of tasks that were accepted before, so
+that calls meet tasks that there are.  Streams, which never end, are left out.
 """
 
 from __future__ import annotations
 
 import argparse
+import math
 import random
+import subprocess
+import sys
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -113,13 +117,24 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0] if __doc__ else None)
     parser.add_argument("--calls", type=int, default=20_000)
     parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--processes", type=int, default=1)
     options = parser.parse_args()
+    if options.processes > 1:
+        sys.exit(_share(options.calls, options.seed, options.processes))
     from benchmarks.server import control_plane
 
     with control_plane() as server:
         fuzzer = Fuzzer(f"http://127.0.0.1:{server.port}", server.token, options.calls, options.seed)
         fuzzer.run()
     print(f"{fuzzer.statuses.total()} calls: {dict(sorted(fuzzer.statuses.items()))}")
+
+
+def _share(calls: int, seed: int, processes: int) -> int:
+    """Each process fuzzes by itself; 1 if one of them has found something."""
+    command = [sys.executable, "-m", "tests.integration.api.fuzz", "--calls", str(math.ceil(calls / processes))]
+    started = [subprocess.Popen([*command, "--seed", str(seed + 1000 * number)]) for number in range(processes)]
+    codes = [each.wait() for each in started]
+    return int(any(codes))
 
 
 if __name__ == "__main__":

@@ -16,6 +16,7 @@ import pytest
 
 from pysched.api import express
 from pysched.api import submit as submit_module
+from pysched.draft import Draft, draft
 from pysched.errors import DatabaseUnreachable
 from pysched.model import is_valid_id, new_id
 from pysched.settings import Settings
@@ -158,11 +159,11 @@ class TestGroupCommit:
             assert gate.wait(30)
             return accept(tasks, **how)
 
-        def counted(body: bytes) -> Task:
+        def counted(body: bytes) -> Draft | None:
             all_sent.release()
-            return parse_task(body)
+            return draft(body)
 
-        monkeypatch.setattr(express, "parse_task", counted)
+        monkeypatch.setattr(express, "draft", counted)
         with api.served_with(accept=slow) as client, ThreadPoolExecutor(64) as pool:
             bodies: list[dict[str, Any]] = [{"id": taken, "rank": 1} if n == 7 else {"rank": n} for n in range(64)]
             bodies[9] = {"nonsense": 1}

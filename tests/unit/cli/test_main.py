@@ -60,6 +60,10 @@ def test_every_command_is_there_and_explains_itself(scheduler: CommandLine) -> N
     [
         (["lst"], "there is no command 'lst'; did you mean ls?"),
         (["zzzzzz"], "there is no command 'zzzzzz'; see scheduler --help"),
+        (["queue", "stop"], "there is no command 'stop'; did you mean pause or resume?"),
+        (["token", "lst"], "there is no command 'lst'; did you mean list?"),
+        (["queue"], "name a command: pause, resume; see scheduler queue --help"),
+        (["--home", "/x", "zzzzzz"], "there is no command 'zzzzzz'; see scheduler --help"),
         (["submit", "--prority", "high"], "No such option '--prority'."),
         (["submit", "-T", "5x", "--", "true"], "'5x' has the unit 'x'; use ms, s, m, h, d, w"),
         (["ls", "-n", "0"], "0 is not in the range x>=1"),
@@ -93,6 +97,28 @@ def test_nobody_at_the_address_is_exit_code_4(scheduler: CommandLine, words: lis
     at = words.index("--") if "--" in words else len(words)
     said = scheduler.fails(4, *words[:at], "--url", "http://127.0.0.1:1", *words[at:])
     assert said.startswith("no server answers at http://127.0.0.1:1 (Connection refused); start one with")
+
+
+@pytest.mark.parametrize(
+    ("words", "same"),
+    [
+        (["--url", "U", "ls", "-n", "3"], ["ls", "--url", "U", "-n", "3"]),
+        (["--url=U", "-ojson", "--debug", "ls"], ["--debug", "ls", "--url=U", "-ojson"]),
+        (["-o", "json", "queue", "pause", "-q"], ["queue", "pause", "-o", "json", "-q"]),
+        (["--home", "H", "run", "--workers", "2"], ["run", "--home", "H", "--workers", "2"]),
+        (["--home", "ls", "ls"], ["ls", "--home", "ls"]),
+        (["--home", "H", "--workers", "2"], ["run", "--home", "H", "--workers", "2"]),
+        (["--workers", "2", "--home", "H"], ["run", "--workers", "2", "--home", "H"]),
+        (["--home", "H"], ["run", "--home", "H"]),
+        (["--home"], ["run", "--home"]),
+        (["submit", "--", "x", "--url", "U"], ["submit", "--", "x", "--url", "U"]),
+        (["--debug", "ls"], ["--debug", "ls"]),
+        ([], ["--help"]),
+    ],
+    ids=" ".join,
+)
+def test_what_commands_have_in_common_may_come_first(words: list[str], same: list[str]) -> None:
+    assert cli.in_order(words) == same
 
 
 class TestErrorsAsJson:

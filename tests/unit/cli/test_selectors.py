@@ -79,11 +79,13 @@ def test_rows_of_the_last_listing() -> None:
     recent.remember(URL, "listed", ["a", "b", "c", "d"])
     assert ids(Known(), "%2") == ["b"]
     assert ids(Known(), "%3-4,1", "%1") == ["c", "d", "a"]
-    for word in ("%5", "%0", "%3-9"):
+    for word in ("%5", "%6", "%99", "%0", "%3-9", "%6-9"):
         with pytest.raises(NotFoundError, match="the last listing has 4 rows"):
             ids(Known(), word)
     with pytest.raises(NotFoundError):  # at once
         ids(Known(), "%1-999999999999")
+    with pytest.raises(InputError, match="write %2-4"):
+        ids(Known(), "%4-2")
     for word in ("%", "%x", "%1-", "%-3"):
         with pytest.raises(InputError, match="is no row"):
             ids(Known(), word)
