@@ -40,6 +40,7 @@ include "mail.pyx"            # what they are told to do: letters and due timers
 include "crew.pyx"            # all these threads: made, started, stopped, freed
 include "ready_queue.pyx"     # ReadyQueue: the lanes' queue by itself
 include "files.pyx"           # batches of small files: `.done`, `.task`
+include "moment.pyx"          # datetimes from nanoseconds, and their text
 include "future.pyx"          # Future: concurrent.futures.Future on C fields
 include "executor.pyx"        # Executor: Python calls in Python threads, from the same buckets
 
@@ -47,7 +48,7 @@ __all__ = [
     "ALARM", "AttemptRow", "AttemptTable", "CAUSE_CANCEL", "CAUSE_LOG_LIMIT", "CAUSE_MEMORY", "CAUSE_NONE",
     "CAUSE_SHUTDOWN", "CAUSE_TIMEOUT", "Core", "EXITED", "Event", "Executor", "Future", "Histogram", "Launch",
     "ROW_ENDED", "ROW_LOST", "ROW_NEVER_RAN", "ROW_RUNNING", "ROW_STARTING", "ReadyQueue", "SPAWN_FAILED", "STARTED",
-    "WITHDRAWN", "is_missing", "read_files", "remove_files", "write_files",
+    "WITHDRAWN", "is_missing", "moment_of", "read_files", "remove_files", "utc_text", "write_files",
 ]
 
 cdef object MAX_WORKERS = 1_000_000

@@ -65,7 +65,7 @@ cdef cppclass Outbox:
 # kernel's work for a third of that job; notes that are this close together come in one batch.  While attempts wait in
 # the buckets no lane needs anything of the poller, so it may take its time.
 cdef int64_t GATHER_NS = 1_000_000
-cdef int64_t GATHER_BUSY_NS = 10_000_000
+cdef int64_t GATHER_BUSY_NS = 20_000_000
 
 
 cdef enum Polled:

@@ -2,7 +2,7 @@
 
 cimport cython
 from libc.stdint cimport int32_t, int64_t, uint8_t, uint64_t
-from libc.string cimport memchr
+from libc.string cimport memchr, strncmp
 
 cdef enum:
     RESOURCE_CPU        # thousandths of a processor
@@ -57,6 +57,13 @@ cdef tuple texts_of(str field, object values):
     return tuple([text_of(field, value) for value in values])
 
 
+cdef inline bint is_entry(bytes text) noexcept:
+    """NAME=value, and not of the lane's own variable."""
+    cdef const char* start = text
+    cdef const void* end = memchr(start, 61, len(text))  # =
+    return end != NULL and end != start and (start[0] != 80 or strncmp(start, b"PYSCHED_LANE=", 13) != 0)
+
+
 cdef tuple needed(str field, tuple values):
     if not values:
         raise ValueError(f"{field}: is empty; give at least one")
@@ -108,7 +115,7 @@ cdef class Launch:
             path_of("candidates", path)
         self.env = texts_of("env", env)
         for entry in self.env:
-            if b"=" not in entry or entry.startswith((b"=", b"PYSCHED_LANE=")):
+            if not is_entry(<bytes> entry):
                 raise ValueError(f"env: {entry!r} is no entry; use b'NAME=value' with a name other than PYSCHED_LANE")
         self.cwd = path_of("cwd", cwd)
         self.stdout = path_of("stdout", stdout)

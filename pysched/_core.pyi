@@ -7,6 +7,7 @@ Linux ≥5.9, x86-64 or arm64.  Everything here may be called from any thread.  
 import concurrent.futures
 import os
 from collections.abc import Callable, Iterable, Sequence
+from datetime import datetime
 from typing import Any, Final, Literal, TypeVar, final
 
 __all__ = [
@@ -36,8 +37,10 @@ __all__ = [
     "Launch",
     "ReadyQueue",
     "is_missing",
+    "moment_of",
     "read_files",
     "remove_files",
+    "utc_text",
     "write_files",
 ]
 
@@ -460,6 +463,12 @@ def write_files(folder: str | os.PathLike[str], files: Iterable[tuple[str | byte
 def is_missing(path: str) -> bool:
     """Whether there is nothing at `path`, not even a dangling link; False if that cannot be told.  A third of the price
     of an exception that says it."""
+
+def moment_of(epoch_ns: int) -> datetime:
+    """Nanoseconds since 1970, not before, as a moment in UTC; what is below a microsecond is dropped."""
+
+def utc_text(moment: datetime) -> str:
+    """RFC 3339 in UTC, with all six digits and a Z.  ValueError for a moment that knows no zone."""
 
 def read_files(
     folder: str | os.PathLike[str], files: Sequence[tuple[str, int, int, int, int]], limit: int

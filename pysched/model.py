@@ -153,7 +153,7 @@ class Outcome:
 
 @dataclass(slots=True, kw_only=True)
 class Record:
-    """A terminal task: exactly the fields of `ID.done`, in the contract's order."""
+    """A terminal task: the fields of `ID.done`, in the contract's order."""
 
     id: str
     name: str
@@ -173,6 +173,8 @@ class Record:
     result: object  # any JSON value
     stdout: str | None
     stderr: str | None
+    # Not of the file: the row of the outbox that it is owed by, with others; None: one of its own, or not known.
+    batch: int | None = field(default=None, compare=False, repr=False)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -11,7 +11,7 @@ from pysched.model import AttemptKey, Exit, Outcome, Priority, Reason, State
 
 BACKOFF_CAP_S = 60.0
 PREFETCH_HORIZON_S = (0.05, 0.5)  # claim ahead what will start within two claims' time, but at least, at most this
-PREFETCH_ALONE_S = (0.2, 0.5)
+PREFETCH_ALONE_S = (0.4, 0.5)
 PREFETCH_MAX = 1024
 CRASHES_MAX = 3  # nodes that a task may take down
 SUSPECT_S = 60.0

@@ -90,6 +90,13 @@ class Room:
     ahead: int = 0
     reserve_after_s: float | None = None
 
+    @property
+    def reach(self) -> Demand:
+        """What asks for more than this is not taken now."""
+        if self.ahead > 0 or self.reserve_after_s is not None:
+            return self.capacity
+        return Demand(*(max(0, amount) for amount in self.free.at_most(self.capacity)))
+
     def after(self, taken: Sequence[Candidate]) -> Room:
         """What is left once these are taken."""
         free = self.free

@@ -13,11 +13,10 @@ from datetime import datetime, timedelta, timezone
 import structlog
 
 from pysched import _core, policy
-from pysched._core import Core, Event
+from pysched._core import Core, Event, moment_of
 from pysched.engine.attempts import Attempts, Held
 from pysched.model import AttemptKey, Exit, Outcome, Reason, Started
 
-_EPOCH = datetime(1970, 1, 1, tzinfo=timezone.utc)
 _CAUSES = {
     _core.CAUSE_NONE: None,
     _core.CAUSE_TIMEOUT: Reason.TIMEOUT,
@@ -70,7 +69,7 @@ class Reaper:
 
     def take(self, events: Sequence[Event]) -> None:
         """Pass on what happened; from elsewhere than the core only before `start`."""
-        started: list[Started] = []
+        starts: dict[int, Event] = {}
         outcomes: list[Outcome] = []
         ended: list[int] = []
         due = False
@@ -78,11 +77,12 @@ class Reaper:
             if event.kind == _core.ALARM:
                 due = True
             elif event.kind == _core.STARTED:
-                key = self._attempts.get(event.handle).claim.key
-                started.append(Started(key=key, pid=event.pid, started_at=_utc(event.started_ns)))
+                starts[event.handle] = event
             else:
                 outcomes.append(self._outcome(event))
                 ended.append(event.handle)
+                starts.pop(event.handle, None)  # what has ended needs no note that it runs
+        started = [self._started(event) for event in starts.values()]
         if started or outcomes:
             # Recorded first, forgotten second: "nothing held" implies that every outcome is with the recorder.
             self._record(started, outcomes)
@@ -90,6 +90,10 @@ class Reaper:
             self._room()
         if due:
             self._due()
+
+    def _started(self, event: Event) -> Started:
+        key = self._attempts.get(event.handle).claim.key
+        return Started(key=key, pid=event.pid, started_at=moment_of(event.started_ns))
 
     def _outcome(self, event: Event) -> Outcome:
         held = self._attempts.get(event.handle)
@@ -104,7 +108,7 @@ class Reaper:
         )
 
     def _exit(self, event: Event, held: Held) -> Exit:
-        finished_at = _utc(event.ended_ns)
+        finished_at = moment_of(event.ended_ns)
         if event.kind == _core.WITHDRAWN:
             return Exit(pid=None, started_at=None, finished_at=finished_at, cause=_CAUSES[event.cause])
         if event.kind == _core.SPAWN_FAILED:
@@ -122,7 +126,7 @@ class Reaper:
                 pid=event.pid,
                 processes=event.survivors,
             )
-        started_at = _utc(event.started_ns)
+        started_at = moment_of(event.started_ns)
         return Exit(
             pid=event.pid,
             started_at=started_at,
@@ -178,7 +182,3 @@ def _signal_name(number: int) -> str:
         return signal.Signals(number).name
     except ValueError:  # a real-time signal
         return f"SIGRTMIN+{number - signal.SIGRTMIN}" if number >= signal.SIGRTMIN else f"SIG{number}"
-
-
-def _utc(epoch_ns: int) -> datetime:
-    return _EPOCH + timedelta(microseconds=epoch_ns // 1000)

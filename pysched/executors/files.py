@@ -7,8 +7,8 @@ import json
 import os
 import stat
 import zlib
-from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 from pysched._core import is_missing
 
@@ -19,8 +19,7 @@ _PROGRESS = ".progress"
 _SHARDS = 256  # folders, so that none grows to a million entries
 
 
-@dataclass(frozen=True, slots=True)
-class AttemptFiles:
+class AttemptFiles(NamedTuple):
     """Absolute paths of one attempt's files."""
 
     stdout: str

@@ -14,8 +14,10 @@ systems.
 
 from __future__ import annotations
 
+import itertools
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import structlog
@@ -30,6 +32,7 @@ from pysched.task import Task
 BATCH = 1_000  # tasks in one accept: large enough to amortise the commit, small enough to stay in the cache
 
 Accept = Callable[[Sequence[Task]], Sequence[Acceptance | PyschedError]]
+Contents = Sequence["bytes | None"]  # of files; None: ask for it by itself
 
 
 class Intake:
@@ -67,8 +70,8 @@ class Intake:
         try:
             while not self._stop.is_set():
                 found = self._folder.scan()
-                taken = sum(self._take(found[start : start + BATCH]) for start in range(0, len(found), BATCH))
-                if taken == 0:
+                batches = [found[start : start + BATCH] for start in range(0, len(found), BATCH)]
+                if sum(itertools.starmap(self._take, self._with_contents(batches))) == 0:
                     return
         except StoreError as error:
             if not self._store_down:
@@ -79,13 +82,28 @@ class Intake:
         else:
             self._store_down = False
 
-    def _take(self, files: Sequence[Found]) -> int:
+    def _with_contents(self, batches: Sequence[Sequence[Found]]) -> Iterator[tuple[Sequence[Found], Contents]]:
+        """Each with what can plainly be read; the next one is read while the store is at this one."""
+        if len(batches) <= 1:
+            yield from ((batch, self._folder.read_plain(batch)) for batch in batches)
+            return
+        with ThreadPoolExecutor(1, "intake-reader") as reader:
+            ahead = reader.submit(self._folder.read_plain, batches[0])
+            for batch, following in itertools.zip_longest(batches, batches[1:]):
+                contents = ahead.result()
+                if self._stop.is_set():
+                    return
+                if following is not None:
+                    ahead = reader.submit(self._folder.read_plain, following)
+                yield batch, contents
+
+    def _take(self, files: Sequence[Found], contents: Contents) -> int:
         """One batch; returns how many files have left the folder."""
         if self._stop.is_set():
             return 0
         parsed: list[tuple[Found, Task]] = []
         done = 0
-        for file, data in zip(files, self._folder.read_plain(files), strict=True):
+        for file, data in zip(files, contents, strict=True):
             try:
                 if data is None:
                     data = self._folder.read(file)

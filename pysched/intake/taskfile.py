@@ -28,7 +28,7 @@ def parse_task_file(stem: str, data: bytes) -> Task:
         if task.id is not None:
             return task
         if not task.after:  # which may not name the task itself
-            return task.model_copy(update={"id": id_from_stem(stem)})
+            return task.named(id_from_stem(stem))
     return _parse(data, stem)
 
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Sequence
-from datetime import datetime, timezone
+from datetime import datetime
 from json.encoder import encode_basestring as _text
 from pathlib import Path
 
-from pysched._core import write_files
+from pysched._core import utc_text, write_files
 from pysched.model import Record
 
 
@@ -61,8 +61,4 @@ def _number(value: int | None) -> str:
 
 
 def _time(moment: datetime | None) -> str:
-    if moment is None:
-        return "null"
-    if moment.tzinfo is not timezone.utc:
-        moment = moment.astimezone(timezone.utc)
-    return f'"{moment.isoformat(timespec="microseconds")[:-6]}Z"'
+    return "null" if moment is None else f'"{utc_text(moment)}"'

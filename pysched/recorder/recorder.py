@@ -28,9 +28,9 @@ from pysched.recorder.spool import Spool
 
 _PAUSE_S = (0.05, 2.0)  # first and longest pause while the store or the disk does not take it
 _BATCH = 1_000
-# Between the beginnings of two batches, as a transaction costs as much as ten tasks in it; the second while attempts
-# wait for a worker here: nothing could start sooner for an end that is recorded sooner.
-_GATHER_S = (0.02, 0.1)
+# Between the beginnings of two batches, as a transaction costs as much as ten tasks in it and more; the second while
+# attempts wait for a worker here: nothing could start sooner for an end that is recorded sooner.
+_GATHER_S = (0.02, 0.25)
 
 Start = Callable[[Sequence[Started]], Sequence[AttemptKey]]
 Backlog = Callable[[], bool]  # whether attempts wait for a worker

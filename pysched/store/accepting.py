@@ -18,7 +18,7 @@ from pysched.errors import ConflictError, Problem, TaskError
 from pysched.model import Acceptance, State
 from pysched.store import arrays, loading, sql
 from pysched.store.database import Conn, Database, Raced
-from pysched.task import is_same
+from pysched.task import SpecWriter, Task, is_same
 
 Verdict = Acceptance | ConflictError | TaskError
 
@@ -82,10 +82,11 @@ class _Batch:
     def __init__(self, tasks: Sequence[Entry]) -> None:
         self.first: dict[str, New] = {}
         self._given: list[tuple[str, str]] = []
+        writer = SpecWriter()
         for task in tasks:
             if task.id is None:
                 raise ValueError("a task must have its id before it is accepted")
-            spec = task.spec()
+            spec = writer.of(task) if isinstance(task, Task) else task.spec()
             self._given.append((task.id, spec))
             if task.id not in self.first:
                 self.first[task.id] = New(task.id, task, spec, frozenset(task.after))

@@ -10,6 +10,8 @@ from collections.abc import Iterable
 from datetime import datetime
 from typing import TYPE_CHECKING
 
+from pysched._core import utc_text
+
 if TYPE_CHECKING:
     from pysched.draft import Entry
 
@@ -26,7 +28,7 @@ def numbers(values: Iterable[float | bool | None]) -> str:
 
 def times(values: Iterable[datetime | None]) -> str:
     """timestamptz[]; every element knows its zone."""
-    return "{" + ",".join(["NULL" if value is None else value.isoformat() for value in values]) + "}"
+    return "{" + ",".join(["NULL" if value is None else utc_text(value) for value in values]) + "}"
 
 
 def demands(tasks: Iterable[Entry]) -> tuple[str, str, str]:

@@ -5,21 +5,25 @@ old snapshot is open (a dump, a forgotten transaction) that is never, and each c
 over all that were claimed since: 0.25 µs each, and soon more than the claim itself.  So a claimer remembers how far it
 has come in each class, and goes on from there::
 
-    whole ── thrice too long ► resumed  from the remembered place of each class
-      ▲                           │
-      └── `_SHARE` times as long as the last whole one have passed, or the resumed one came back short
+    whole ── had to pass over much, or thrice took too long ► resumed  from the remembered place of each class
+      ▲                                                          │
+      └── `_SHARE` times what that cost has passed, or the resumed one came back short
+
+How much was passed over is not timed, which a busy machine would get wrong, but counted by the server.
 
 What becomes ready behind that place (a retry, a freed or a handed-back task, one of larger rank) waits for the next
-whole claim: at most `_SHARE` times what a whole claim takes, which thus costs at most a twentieth of the time.
-Only where the store is that slow does any of this happen; else every claim is a whole one, exact to the task.
+whole claim: at most `_SHARE` times what a whole claim takes, which thus costs at most a fortieth of the time.
+Only where entries of dead rows pile up, or the store is that slow, does any of this happen; else every claim is a whole
+one, exact to the task.
 
-Tasks that ask for processors, memory or GPUs wait at a place of their own, and while there are any the statements above
-give nothing.  Then a claim is two statements: what could be claimed is read, `resources.choose` says which, and those
-that nobody else has taken meanwhile are.  Once nothing is left there, claims are as before::
+Tasks that ask for processors, memory or GPUs wait at a place of their own, and while there are any that this node could
+take now (`Room.reach`) the statements above give nothing.  Then a claim is two statements: what could be claimed is
+read, `resources.choose` says which, and those that nobody else has taken meanwhile are.  Once nothing is left there
+that is within reach, claims are as before::
 
     one statement ── gave nothing ► two statements
       ▲                              │
-      └── nothing that asks for anything was there
+      └── nothing that asks for anything was within reach
 """
 
 from __future__ import annotations
@@ -40,7 +44,9 @@ from pysched.store.database import Database
 _SLOW_S = 0.005  # beyond `_TASK_S` for each task: whole claims that take longer are not repeated at once
 _SLOW_IN_A_ROW = 3  # a machine that stalls for a moment is no slow store
 _TASK_S = 0.00005
-_SHARE = 20
+_ENTRY_S = 0.00000025  # to pass over an entry of a task that was claimed before
+_FEW = 2  # such entries for each task are lost in what its claim costs
+_SHARE = 40
 _ANY_RANK = 2**31  # above all
 
 _ROUNDS = 4  # in which others take what one has chosen
@@ -71,7 +77,8 @@ class Claimer:
         self._node = {"node": incarnation, "schema": schema}
         self._room = room
         self._clock = clock
-        self._sized = False  # tasks that ask for something wait, as far as is known
+        self._sized = False  # tasks that ask for something within reach wait, as far as is known
+        self._reach: dict[str, int] = {}  # parameters: what this node could take now, and with all that it has
         self.short = False  # the last claim left one that will fit once more is free
         self._whole_from_s = 0.0  # when a whole claim may be made again
         self._excess_s: deque[float] = deque(maxlen=_SLOW_IN_A_ROW)  # of the last whole claims
@@ -81,12 +88,13 @@ class Claimer:
     def claim(self, *, lowest: Priority, limit: int, overdue: Sequence[Overdue] = ()) -> list[Claim]:
         """See `Store.claim`."""
         self.short = False
-        claims = [] if self._sized else self._plain(lowest, limit, overdue)
-        return claims or self._of_all(lowest, limit, overdue)
-
-    def _of_all(self, lowest: Priority, limit: int, overdue: Sequence[Overdue]) -> list[Claim]:
-        claims: list[Claim] = []
         room = self._room()
+        self._reach = {**_amounts("", room.reach), **_amounts("has_", room.capacity)}
+        claims = [] if self._sized else self._plain(lowest, limit, overdue)
+        return claims or self._of_all(lowest, limit, overdue, room)
+
+    def _of_all(self, lowest: Priority, limit: int, overdue: Sequence[Overdue], room: Room) -> list[Claim]:
+        claims: list[Claim] = []
         for _ in range(_ROUNDS):
             found = self._candidates(lowest, limit - len(claims), overdue, room)
             chosen, self.short = resources.choose(found, limit=limit - len(claims), room=room)
@@ -110,10 +118,11 @@ class Claimer:
             "lowest": int(lowest),
             "limit": limit,
             "firsts": beyond + 1,  # the last one says that there are more
-            "cpus": max(0, room.free.cpus), "mem": max(0, room.free.memory), "gpus": max(0, room.free.gpus),
-            "has_cpus": room.capacity.cpus, "has_mem": room.capacity.memory, "has_gpus": room.capacity.gpus,
+            **_amounts("", room.free),
+            **_amounts("has_", room.capacity),
+            **_amounts("reach_", room.reach),
             **_overdue(overdue),
-        }  # fmt: skip
+        }
         rows = self._database.execute(_SIZED.candidates, {**self._node, **parameters})
         self._sized = any(sized for *_, sized in rows)
         return [
@@ -134,17 +143,16 @@ class Claimer:
 
     def _whole(self, lowest: Priority, limit: int, overdue: Sequence[Overdue]) -> list[Claim]:
         began_s = self._clock()
-        parameters = {
-            "lowest": int(lowest),
-            "limit": limit,
-            **_overdue(overdue),
-        }
-        claims = _in_order(
-            [claim_of(row) for row in self._database.execute(_QUERIES.claim, {**self._node, **parameters})]
-        )
+        parameters = {"lowest": int(lowest), "limit": limit, **self._reach, **_overdue(overdue)}
+        rows = self._database.execute(_QUERIES.claim, {**self._node, **parameters})
+        claims = _in_order([claim_of(row) for *row, _, _ in rows])
+        self.short = any(left for *_, left in rows[:1])
         self._excess_s.append(self._clock() - began_s - _TASK_S * len(claims))
         excess_s = min(self._excess_s) if len(self._excess_s) == _SLOW_IN_A_ROW else 0.0
-        self._whole_from_s = self._clock() + _SHARE * excess_s if excess_s > _SLOW_S else 0.0
+        if excess_s <= _SLOW_S:
+            passed_over = rows[0][-2] - len(rows) if rows else 0
+            excess_s = passed_over * _ENTRY_S if passed_over > _FEW * len(rows) else 0.0
+        self._whole_from_s = self._clock() + _SHARE * excess_s
         self._heads.clear()
         # Of a class, as many as were asked for out of turn may lie behind what was left; the others were its first.
         self._remember(claims, {part.priority: part.limit for part in overdue})
@@ -160,8 +168,10 @@ class Claimer:
                 parts.append((False, priority, _ANY_RANK, 0))
         same, priorities, ranks, sequences = (arrays.numbers(map(int, column)) for column in zip(*parts, strict=True))
         parameters = {"same": same, "priorities": priorities, "ranks": ranks, "sequences": sequences, "limit": limit}
+        parameters.update(self._reach)
         rows = self._database.execute(_QUERIES.resume, {**self._node, **parameters})
-        claims = _in_order([claim_of(row) for row in rows])
+        claims = _in_order([claim_of(row) for *row, _, _ in rows])
+        self.short = any(left for *_, left in rows[:1])
         self._remember(claims, {})
         return claims
 
@@ -191,6 +201,11 @@ def _overdue(overdue: Sequence[Overdue]) -> dict[str, str]:
         "overdue_after": arrays.numbers([part.after_s for part in overdue]),
         "overdue_limits": arrays.numbers([part.limit for part in overdue]),
     }
+
+
+def _amounts(prefix: str, amount: Demand) -> dict[str, int]:
+    """As parameters; what is overdrawn is nothing."""
+    return {f"{prefix}{name}": max(0, value) for name, value in zip(("cpus", "mem", "gpus"), amount, strict=True)}
 
 
 def claim_of(row: Sequence[Any]) -> Claim:

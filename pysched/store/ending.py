@@ -41,12 +41,12 @@ def finish(
         owned: set[AttemptKey] = set()
         records: list[Record] = []
         tally: _Tally = Counter()
-        for task_id, attempt, token, *rest, _ in rows:
+        for task_id, attempt, token, *rest, batch, _ in rows:
             key = AttemptKey(task_id, attempt, token)
             owned.add(key)
             priority, state = rest[2], STATES[rest[3]]
             if state in TERMINAL:
-                records.append(record_of((task_id, *rest)))
+                records.append(record_of((task_id, *rest), batch))
                 tally[state.value, priority] += 1
             elif by_key[key].next_state is State.SCHEDULED:
                 tally["retried", priority] += 1
@@ -130,20 +130,34 @@ def record(database: Database, task_id: str) -> Record:
 
 def undelivered(database: Database, home: uuid.UUID, limit: int) -> list[Record]:
     """See `Store.undelivered`."""
-    return [record_of(row) for row in database.execute(_QUERIES.undelivered, {"home": home, "limit": limit})]
+    rows = database.execute(_QUERIES.undelivered, {"home": home, "limit": limit})
+    return [record_of(row, batch) for *row, batch in rows]
 
 
 def delivered(database: Database, records: Sequence[Record]) -> None:
     """See `Store.delivered`."""
-    if records:
+    single = [each for each in records if each.batch is None]
+    if single:
         columns = {
-            "ids": arrays.texts([each.id for each in records]),
-            "ends": arrays.times([each.finished_at for each in records]),
+            "ids": arrays.texts([each.id for each in single]),
+            "ends": arrays.times([each.finished_at for each in single]),
         }
         database.execute(_QUERIES.delivered, columns)
+    written: dict[int, set[str]] = {}
+    for each in records:
+        if each.batch is not None:
+            written.setdefault(each.batch, set()).add(each.id)
+    if written:
+        columns = {"batches": arrays.numbers(written), "counts": arrays.numbers(map(len, written.values()))}
+        for (batch,) in database.execute(_QUERIES.delivered_batches, columns):
+            del written[batch]
+    if written:
+        numbers, ids = zip(*((batch, each) for batch, those in written.items() for each in those), strict=True)
+        columns = {"batches": arrays.numbers(numbers), "ids": arrays.texts(ids)}
+        database.execute(_QUERIES.delivered_in_part, columns)
 
 
-def record_of(row: Sequence[Any]) -> Record:
+def record_of(row: Sequence[Any], batch: int | None = None) -> Record:
     """A `Record` from the columns of the query `record`."""
     (
         task_id, name, kind, priority, state, reason, exit_code, signal, attempts, node, submitted_at, started_at,
@@ -169,6 +183,7 @@ def record_of(row: Sequence[Any]) -> Record:
         result=None if result is None else json.loads(result),
         stdout=stdout,
         stderr=stderr,
+        batch=batch,
     )
 
 

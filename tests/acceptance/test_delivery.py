@@ -82,4 +82,4 @@ def test_a_done_file_that_could_not_be_written_is_written_later(site: Site, cras
     assert (record["status"], record["reason"], record["attempts"]) == ("failed", "exit 3", 1)
     assert node.terminate() == 0
     with psycopg.connect(site.database) as connection:
-        assert connection.execute("SELECT count(*) FROM pysched.undelivered").fetchone() == (0,)
+        assert connection.execute("SELECT count(*) FROM pysched.owed").fetchone() == (0,)

@@ -185,7 +185,7 @@ def open_ends(world: World) -> str:
         with world.cluster.connect() as conn:
             rows = conn.execute(
                 "SELECT id || ' is ' || state FROM pysched.tasks WHERE finished_at IS NULL"
-                " UNION ALL SELECT task_id || ' owes its .done' FROM pysched.undelivered LIMIT 20"
+                " UNION ALL SELECT task_id || ' owes its .done' FROM pysched.owed LIMIT 20"
             ).fetchall()
     except psycopg.OperationalError as error:
         return f"the store does not answer: {error}"
@@ -219,7 +219,7 @@ def collect(world: World, clients: Clients, *, settled: bool) -> History:
             End(task=task, state=state, attempts=attempts)
             for task, state, attempts in conn.execute("SELECT task, state, attempts FROM chaos.ends")
         ]
-        history.undelivered = [task for (task,) in conn.execute("SELECT task_id FROM pysched.undelivered")]
+        history.undelivered = [task for (task,) in conn.execute("SELECT task_id FROM pysched.owed")]
     for node in world.nodes:
         for path in sorted(node.completed.glob("*.done")):
             content = json.loads(path.read_bytes())

@@ -129,6 +129,7 @@ def test_a_search_by_time_reads_only_what_it_finds(store: Store, query: str, bou
     parameters = {
         "node": str(uuid.uuid4()), "schema": 4, "overdue_priorities": [1, 2], "overdue_after": [600.0, 1200.0],
         "overdue_limits": [1, 1], "lowest": 2, "limit": 10,
+        "cpus": 1, "mem": 1, "gpus": 1, "has_cpus": 1, "has_mem": 1, "has_gpus": 1,
     }  # fmt: skip
     with store._database.session() as conn:
         statement = b"EXPLAIN " + getattr(sql.load("claim"), query)

@@ -478,6 +478,39 @@ class TestRecords:
         store.delivered([new])
         assert store.undelivered(node.home, 10) == []
 
+    def test_what_is_left_of_a_batch_stays(self, store: Store, store_url: str) -> None:
+        accept(store, *(task(f"t{number}") for number in range(5)))
+        node = Node(store)
+        records = node.run(State.FAILED, "exit 1")  # all ends of one statement
+        store.delivered(records[:2])
+        assert sorted(ids(store.undelivered(node.home, 10))) == ["t2", "t3", "t4"]
+        assert store.retry("t3") is State.QUEUED  # it owes nothing until it ends again
+        store.delivered(store.undelivered(node.home, 1))
+        assert len(store.undelivered(node.home, 10)) == 1
+        store.delivered(store.undelivered(node.home, 10))
+        assert not store.standing(node.incarnation, node.home).undelivered
+        with psycopg.connect(store_url) as conn:
+            assert conn.execute("SELECT count(*) FROM pysched.deliveries").fetchone() == (0,)
+
+    def test_a_batch_that_was_run_again_whole_goes(self, store: Store) -> None:
+        accept(store, task("a"), task("b"))
+        node = Node(store)
+        node.run(State.FAILED, "exit 1")
+        store.retry("a")
+        store.retry("b")
+        assert store.undelivered(node.home, 10) == []
+        assert not store.standing(node.incarnation, node.home).undelivered
+
+    def test_a_batch_of_no_home_to_the_first_that_asks(self, store: Store) -> None:
+        accept(store, task("a"))
+        (claim,) = Node(store).claim()
+        store.finish([success(claim.key)], home=None)
+        first, second = uuid.uuid4(), uuid.uuid4()
+        assert ids(store.undelivered(first, 10)) == ["a"]
+        assert store.undelivered(second, 10) == []
+        store.delivered(store.undelivered(first, 10))
+        assert store.undelivered(first, 10) == []
+
     def test_to_the_home_that_ran_it(self, store: Store) -> None:
         accept(store, task("a"))
         node = Node(store)

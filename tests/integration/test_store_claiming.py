@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import random
 
+import psycopg
 import pytest
 
 from pysched.model import Claim, Priority, State
 from pysched.policy import Overdue
-from pysched.store.claiming import Claimer
+from pysched.store.claiming import _ENTRY_S, _SHARE, Claimer
 from pysched.store.store import Store
 from tests.integration.store_driver import Node, accept, ids, outcome, task
 
@@ -37,6 +38,10 @@ class Resumed:
 
     def claim(self, limit: int, *overdue: Overdue, lowest: Priority = Priority.LOW) -> list[Claim]:
         return self._claimer.claim(lowest=lowest, limit=limit, overdue=overdue)
+
+    def paid_s(self, *, passed_over: int) -> float:
+        """How long a whole claim is not repeated that passed over so many."""
+        return _SHARE * _ENTRY_S * passed_over
 
     def names(self, limit: int, *overdue: Overdue) -> list[str]:
         return ids(claim.key for claim in self.claim(limit, *overdue))
@@ -99,6 +104,36 @@ def test_one_slow_claim_changes_nothing(store: Store) -> None:
     claimer.claim(1)
     accept(store, task("larger", rank=1))
     assert claimer.names(1) == ["larger"]
+
+
+def test_what_an_old_snapshot_keeps_is_passed_over_once(store: Store, store_url: str) -> None:
+    claimer = Resumed(store, warm=0)
+    claimer.clock.step_s = 0.0  # no claim ever takes long: what makes them resumed is counted
+    with psycopg.connect(store_url) as pin:
+        pin.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ")
+        pin.execute("SELECT FROM pysched.nodes")
+        accept(store, *(task(f"t{number}") for number in range(300)))
+        claimer.claim(200)
+        claimer.claim(10)  # a whole one: it has passed over 200
+        accept(store, task("larger", rank=1), task("higher", priority="HIGH"))
+        assert claimer.names(2) == ["higher", "t210"]
+        claimer.clock.now_s += 0.2 * claimer.paid_s(passed_over=200)
+        assert claimer.names(1) == ["t211"]
+        claimer.clock.now_s += claimer.paid_s(passed_over=200)
+        assert claimer.names(2) == ["larger", "t212"]
+
+
+def test_a_few_that_were_passed_over_change_nothing(store: Store, store_url: str) -> None:
+    claimer = Resumed(store, warm=0)
+    claimer.clock.step_s = 0.0
+    with psycopg.connect(store_url) as pin:
+        pin.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ")
+        pin.execute("SELECT FROM pysched.nodes")
+        accept(store, *(task(f"t{number}") for number in range(40)))
+        claimer.claim(10)
+        claimer.claim(10)
+        accept(store, task("larger", rank=1))
+        assert claimer.names(1) == ["larger"]
 
 
 @pytest.mark.parametrize("stopped", ["paused", "drained"])

@@ -79,6 +79,35 @@ def test_what_is_too_large_for_this_node_is_left_to_others_and_holds_nobody_up(s
     assert Sized(store, Demand(gpus=2000)).claim() == ["gpu0", "gpu1"]
 
 
+@pytest.mark.parametrize(
+    ("waits", "free", "short"),
+    [({"gpus": 1}, HAS, False), ({"cpus": 4}, Demand(cpus=3000, memory=8 * GIB), True)],
+    ids=["never fits", "does not fit now"],
+)
+def test_what_cannot_be_taken_costs_the_others_no_statement(
+    store: Store, monkeypatch: pytest.MonkeyPatch, waits: dict[str, Any], free: Demand, short: bool
+) -> None:
+    accept(store, task("waits", priority="HIGH", **waits))
+    node = Sized(store)
+    node.free = free
+    assert node.claim() == []
+    asked: list[bytes] = []
+    execute = store._database.execute
+
+    def counted(query: bytes, parameters: dict[str, Any] | None = None) -> list[tuple[Any, ...]]:
+        asked.append(query)
+        return execute(query, parameters)
+
+    accept(store, task("plain"))
+    monkeypatch.setattr(store._database, "execute", counted)
+    assert node.claim() == ["plain"]
+    assert len(asked) == 1
+    assert node.claimer.short is short  # it will be looked for again once more is free
+    node.free = HAS
+    accept(store, task("other"))
+    assert node.claim() == (["waits", "other"] if short else ["other"])
+
+
 def test_the_first_is_claimed_to_wait_where_room_can_be_kept_for_it(store: Store) -> None:
     accept(store, task("large", cpus=4), task("small", cpus=1), task("large2", cpus=4))
     node = Sized(store, reserve_after_s=0.0)

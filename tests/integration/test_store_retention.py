@@ -61,7 +61,7 @@ def test_what_owes_a_done_file_stays(store: Store, store_url: str) -> None:
     prune(store, node.home)
     assert states(store, "a") == ["succeeded"]
     with psycopg.connect(store_url, autocommit=True) as conn:
-        conn.execute("DELETE FROM pysched.undelivered")
+        conn.execute("DELETE FROM pysched.deliveries")
     prune(store, node.home)
     assert ids(records) == ["a"]
     assert count(store_url, "tasks") == 0

@@ -102,7 +102,7 @@ class TestRetry:
         row = store.get("a")
         assert (row["status"], row["failures"], row["finished_at"], row["reason"]) == ("queued", 0, None, None)
         with psycopg.connect(store_url) as conn:
-            assert conn.execute("SELECT count(*) FROM pysched.undelivered").fetchone() == (0,)
+            assert conn.execute("SELECT count(*) FROM pysched.owed").fetchone() == (0,)
         assert store.stats()["states"]["failed"] == 0
         (claim,) = node.claim()
         assert (claim.key.attempt, claim.failures) == (2, 0)

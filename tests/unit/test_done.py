@@ -16,11 +16,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pysched._core import is_missing, write_files
+from pysched._core import is_missing, moment_of, utc_text, write_files
 from pysched.model import Record
 from pysched.recorder.done import CompletedFolder, encode
 
 NOW = datetime(2026, 1, 2, 3, 4, 5, 678901, tzinfo=timezone.utc)
+_EPOCH = datetime(1970, 1, 1, tzinfo=timezone.utc)
 _TEXT = st.text(st.characters(exclude_categories=["Cs"]), max_size=20)
 _JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | _TEXT,
@@ -46,7 +47,7 @@ def test_all_fields_stand_in_the_order_of_the_contract(
     line = encode(record)
     assert line.endswith(b"}\n")
     assert line.count(b"\n") == 1
-    expected = {field.name: getattr(record, field.name) for field in dataclasses.fields(Record)}
+    expected = {field.name: getattr(record, field.name) for field in dataclasses.fields(Record) if field.compare}
     for field in ("submitted_at", "started_at", "finished_at"):
         expected[field] = "2026-01-02T03:04:05.678901Z"
     assert list(json.loads(line).items()) == list(expected.items())
@@ -137,3 +138,16 @@ def test_nothing_is_missing_only_where_nothing_is(tmp_path: Path) -> None:
     assert not is_missing(str(tmp_path / "link"))
     assert not is_missing(str(tmp_path / "file"))
     assert not is_missing(str(tmp_path / "file" / "below"))  # ENOTDIR: what is there cannot be told
+
+
+@given(st.datetimes(min_value=_EPOCH.replace(tzinfo=None), max_value=NOW.replace(tzinfo=None)), st.integers(0, 999))
+def test_moments_are_those_of_the_datetime_module(naive: datetime, ns: int) -> None:
+    moment = naive.replace(tzinfo=timezone.utc)
+    since = moment - _EPOCH
+    us = (since.days * 86_400 + since.seconds) * 1_000_000 + since.microseconds
+    assert moment_of(us * 1_000 + ns) == moment
+    assert utc_text(moment_of(us * 1_000)) == moment.isoformat(timespec="microseconds")[:-6] + "Z"
+    with pytest.raises(ValueError, match="zone"):
+        utc_text(naive)
+    with pytest.raises(TypeError, match="no datetime"):
+        utc_text(None)  # type: ignore[arg-type]

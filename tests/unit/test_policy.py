@@ -70,7 +70,7 @@ def test_long_jobs_are_not_hoarded_and_short_ones_are_fetched_ahead() -> None:
 
 def test_who_is_alone_looks_further_ahead_and_hoards_no_long_jobs_either() -> None:
     assert prefetch(2_000, alone=True) > prefetch(2_000)
-    assert prefetch(4, alone=True) == 0  # 8 workers, two seconds each
+    assert prefetch(2, alone=True) == 0  # 8 workers, four seconds each
     assert prefetch(100, claim_s=60.0, alone=True) == 50
 
 

@@ -6,7 +6,7 @@ import pytest
 
 from pysched.engine.specs import Specs
 from pysched.errors import TaskError
-from pysched.task import Task
+from pysched.task import SpecWriter, Task
 
 
 def test_equal_text_gives_the_same_task() -> None:
@@ -34,3 +34,13 @@ def test_what_a_newer_version_wrote_is_refused_each_time() -> None:
     for _ in range(2):
         with pytest.raises(TaskError):
             specs.read('{"command":"true","from_the_future":1}')
+
+
+def test_specs_of_like_tasks_are_those_of_each() -> None:
+    tasks = [
+        Task(id="a", command=["true"]), Task(id="b", command=["true"]), Task(id="c", command=["false"]),
+        Task(id="d", params={"n": 1}), Task(id="e", params={"n": 1.0}), Task(id="f", params={"n": True}),
+        Task(id="g"), Task(id="h"),
+    ]  # fmt: skip
+    writer = SpecWriter()
+    assert [writer.of(task) for task in tasks] == [task.spec() for task in tasks]

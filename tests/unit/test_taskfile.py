@@ -127,7 +127,8 @@ def test_any_bytes_are_a_task_or_an_error(data: bytes) -> None:
 def test_files_that_are_alike_give_tasks_that_differ_by_name_alone() -> None:
     one, other = parse_task_file("one", b"command: true\nrank: 3"), parse_task_file("other", b"command: true\nrank: 3")
     assert (one.id, other.id) == ("one", "other")
-    assert one.model_copy(update={"id": "other"}) == other
+    assert one.model_copy(update={"id": "other"}) == one.named("other") == other
+    assert one.named("other").model_fields_set == other.model_fields_set
     assert parse_task_file("one", b"id: own") == parse_task_file("other", b"id: own")
 
 

@@ -1,14 +1,21 @@
 -- name: claim
--- Nothing while a task waits that asks for processors, memory or GPUs: then sized.sql has the statements for all.
+-- Nothing while a task waits that asks for processors, memory or GPUs, and for no more than this node could take now: then
+-- sized.sql has the statements for all.
 -- First the overdue ones that the caller asks for, then the others in order, `limit` in all.
 -- The ids of rows come from an array of ctids: whatever the statistics say, that is a TID scan.
+-- The last columns: how many entries of the indexes were looked at, those of dead rows among them (what the server has
+-- counted by now, less what it had before); and whether one is left that this node could take with all that it has.
 -- No bound of an index is taken from clock_timestamp(): as it changes within a statement, each entry would be looked at.
-WITH allowed AS (
-    SELECT FROM pysched.nodes
+WITH allowed AS MATERIALIZED (
+    SELECT pg_stat_get_xact_tuples_returned('pysched.tasks_ready'::regclass)
+        + pg_stat_get_xact_tuples_returned('pysched.tasks_waiting'::regclass) AS looked_at
+    FROM pysched.nodes
     WHERE incarnation = %(node)s::uuid AND ended_at IS NULL AND NOT draining AND lease_until > clock_timestamp()
       AND NOT EXISTS (SELECT FROM pysched.control WHERE paused)
       AND NOT EXISTS (SELECT FROM pysched.migrations WHERE number > %(schema)s::integer AND NOT additive)
-      AND NOT EXISTS (SELECT FROM pysched.tasks WHERE place = 'sized')
+      AND NOT EXISTS (
+        SELECT FROM pysched.tasks WHERE place = 'sized'
+          AND cpus <= %(cpus)s::integer AND mem <= %(mem)s::bigint AND gpus <= %(gpus)s::integer)
 ), overdue AS MATERIALIZED (
     SELECT ready.ctid
     FROM unnest(%(overdue_priorities)s::smallint[], %(overdue_after)s::float8[], %(overdue_limits)s::integer[])
@@ -34,17 +41,27 @@ WHERE ctid = ANY(ARRAY(SELECT ctid FROM overdue) || ARRAY(
     FOR NO KEY UPDATE SKIP LOCKED
 ))
 RETURNING id, attempts, token, priority, rank, sequence, spec, failures, submitted_at,
-    extract(epoch FROM clock_timestamp() - ready_at)::float8;
+    extract(epoch FROM clock_timestamp() - ready_at)::float8, (
+        SELECT pg_stat_get_xact_tuples_returned('pysched.tasks_ready'::regclass)
+            + pg_stat_get_xact_tuples_returned('pysched.tasks_waiting'::regclass) - looked_at
+        FROM allowed),
+    EXISTS (
+        SELECT FROM pysched.tasks WHERE place = 'sized'
+          AND cpus <= %(has_cpus)s::integer AND mem <= %(has_mem)s::bigint AND gpus <= %(has_gpus)s::integer);
 
 -- name: resume
 -- The same, from a place in each class on: what follows it in its rank (`same`), and then what is of a lower rank.  The
 -- outer limit stops both arms, and what they have not given out is not locked; theirs tell the planner to go by the index.
-WITH allowed AS (
-    SELECT FROM pysched.nodes
+WITH allowed AS MATERIALIZED (
+    SELECT pg_stat_get_xact_tuples_returned('pysched.tasks_ready'::regclass)
+        + pg_stat_get_xact_tuples_returned('pysched.tasks_waiting'::regclass) AS looked_at
+    FROM pysched.nodes
     WHERE incarnation = %(node)s::uuid AND ended_at IS NULL AND NOT draining AND lease_until > clock_timestamp()
       AND NOT EXISTS (SELECT FROM pysched.control WHERE paused)
       AND NOT EXISTS (SELECT FROM pysched.migrations WHERE number > %(schema)s::integer AND NOT additive)
-      AND NOT EXISTS (SELECT FROM pysched.tasks WHERE place = 'sized')
+      AND NOT EXISTS (
+        SELECT FROM pysched.tasks WHERE place = 'sized'
+          AND cpus <= %(cpus)s::integer AND mem <= %(mem)s::bigint AND gpus <= %(gpus)s::integer)
 )
 UPDATE pysched.tasks AS t
 SET holder = %(node)s::uuid, token = nextval('pysched.tokens'), attempts = attempts + 1
@@ -74,7 +91,13 @@ WHERE ctid = ANY(ARRAY(
     LIMIT %(limit)s::integer
 ))
 RETURNING id, attempts, token, priority, rank, sequence, spec, failures, submitted_at,
-    extract(epoch FROM clock_timestamp() - ready_at)::float8;
+    extract(epoch FROM clock_timestamp() - ready_at)::float8, (
+        SELECT pg_stat_get_xact_tuples_returned('pysched.tasks_ready'::regclass)
+            + pg_stat_get_xact_tuples_returned('pysched.tasks_waiting'::regclass) - looked_at
+        FROM allowed),
+    EXISTS (
+        SELECT FROM pysched.tasks WHERE place = 'sized'
+          AND cpus <= %(has_cpus)s::integer AND mem <= %(has_mem)s::bigint AND gpus <= %(has_gpus)s::integer);
 
 -- name: unstarted
 SELECT id, attempts, token FROM pysched.tasks

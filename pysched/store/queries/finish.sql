@@ -56,12 +56,13 @@ WITH changed AS (
         attempt_exit_code, attempt_signal, cpu_ms, max_rss_kb, attempt_stdout, attempt_stderr
     FROM changed WHERE NOT void
 ), outbox AS (
-    INSERT INTO pysched.undelivered (task_id, home)
-    SELECT id, %(home)s::uuid FROM changed WHERE finished_at IS NOT NULL
-    ON CONFLICT (task_id) DO UPDATE SET home = excluded.home
+    INSERT INTO pysched.deliveries (home, ids, ends)
+    SELECT %(home)s::uuid, array_agg(id), array_agg(finished_at) FROM changed WHERE finished_at IS NOT NULL
+    HAVING count(*) > 0
+    RETURNING number
 )
 SELECT id, attempt, token, name, type, priority, state, reason, exit_code, signal, attempts, node::text, submitted_at,
-    started_at, finished_at, run_ms, result, stdout, stderr,
+    started_at, finished_at, run_ms, result, stdout, stderr, (SELECT number FROM outbox),
     (SELECT pg_notify('pysched', 'ready')::text WHERE EXISTS (SELECT FROM changed WHERE state = 'queued'))
 FROM changed;
 
@@ -186,28 +187,69 @@ ORDER BY u.kind, u.priority
 ON CONFLICT (source, kind, priority) DO UPDATE SET total = t.total + excluded.total;
 
 -- name: undelivered
--- What nobody's completed folder owns yet becomes this home's first, so that two homes never both write it.
+-- What nobody's completed folder owns yet becomes this home's first, so that two homes never both write it.  Batches of
+-- which nothing is owed any more, since all of their tasks were run again, go.
 WITH taken AS (
     UPDATE pysched.undelivered SET home = %(home)s::uuid
     WHERE task_id = ANY(ARRAY(
         SELECT task_id FROM pysched.undelivered WHERE home IS NULL LIMIT %(limit)s::integer FOR UPDATE SKIP LOCKED))
     RETURNING task_id
-), listed AS (
-    SELECT task_id FROM taken
+), taken_batches AS (
+    UPDATE pysched.deliveries SET home = %(home)s::uuid
+    WHERE number = ANY(ARRAY(
+        SELECT number FROM pysched.deliveries WHERE home IS NULL LIMIT %(limit)s::integer FOR UPDATE SKIP LOCKED))
+    RETURNING number, ids, ends
+), batches AS MATERIALIZED (
+    SELECT * FROM taken_batches
     UNION ALL
-    (SELECT task_id FROM pysched.undelivered WHERE home = %(home)s::uuid LIMIT %(limit)s::integer)
+    (SELECT number, ids, ends FROM pysched.deliveries WHERE home = %(home)s::uuid ORDER BY number LIMIT %(limit)s::integer)
+), emptied AS (
+    DELETE FROM pysched.deliveries AS d USING batches AS b
+    WHERE d.number = b.number AND NOT EXISTS (
+        SELECT FROM unnest(b.ids, b.ends) AS o (id, finished_at)
+        JOIN pysched.tasks AS t ON t.id = o.id AND t.finished_at = o.finished_at)
+), listed AS (
+    SELECT task_id, NULL::timestamptz AS finished_at, NULL::bigint AS batch FROM taken
+    UNION ALL
+    (SELECT task_id, NULL, NULL FROM pysched.undelivered WHERE home = %(home)s::uuid LIMIT %(limit)s::integer)
+    UNION ALL
+    SELECT o.id, o.finished_at, number FROM batches, unnest(ids, ends) AS o (id, finished_at)
 )
 SELECT id, name, type, priority, state, reason, exit_code, signal, attempts, node::text, submitted_at, started_at,
-    finished_at, run_ms, result, stdout, stderr
-FROM listed JOIN pysched.tasks ON id = task_id
-WHERE finished_at IS NOT NULL
+    t.finished_at, run_ms, result, stdout, stderr, batch
+FROM listed JOIN pysched.tasks AS t ON id = task_id
+WHERE t.finished_at = coalesce(listed.finished_at, t.finished_at)
 LIMIT %(limit)s::integer;
 
 -- name: delivered
--- Only for the end that was written: a task that was run again meanwhile owes a file for its new one.
+-- Of tasks that ended by themselves.  Only for the end that was written: a task that was run again meanwhile owes a file
+-- for its new one.
 DELETE FROM pysched.undelivered AS u
 USING unnest(%(ids)s::text[], %(ends)s::timestamptz[]) AS w (id, finished_at), pysched.tasks AS t
 WHERE u.task_id = w.id AND t.id = w.id AND t.finished_at = w.finished_at;
+
+-- name: delivered_batches
+-- Those of which so many files were written as are owed.
+DELETE FROM pysched.deliveries AS d
+USING unnest(%(batches)s::bigint[], %(counts)s::integer[]) AS w (number, n)
+WHERE d.number = w.number AND cardinality(d.ids) = w.n
+RETURNING d.number;
+
+-- name: delivered_in_part
+-- What is left of a batch keeps its row.
+WITH written AS MATERIALIZED (
+    SELECT * FROM unnest(%(batches)s::bigint[], %(ids)s::text[]) AS w (number, id)
+), left_over AS MATERIALIZED (
+    SELECT d.number, array_agg(o.id) AS ids, array_agg(o.finished_at) AS ends
+    FROM pysched.deliveries AS d, unnest(d.ids, d.ends) AS o (id, finished_at)
+    JOIN pysched.tasks AS t ON t.id = o.id AND t.finished_at = o.finished_at
+    WHERE d.number IN (SELECT number FROM written) AND (d.number, o.id) NOT IN (SELECT number, id FROM written)
+    GROUP BY d.number
+), kept AS (
+    UPDATE pysched.deliveries AS d SET ids = l.ids, ends = l.ends FROM left_over AS l WHERE d.number = l.number
+)
+DELETE FROM pysched.deliveries
+WHERE number IN (SELECT number FROM written) AND number NOT IN (SELECT number FROM left_over);
 
 -- name: record
 SELECT id, name, type, priority, state, reason, exit_code, signal, attempts, node::text, submitted_at, started_at,

@@ -42,7 +42,9 @@ SELECT coalesce((SELECT draining FROM pysched.nodes WHERE incarnation = %(incarn
     EXISTS (SELECT FROM pysched.tasks WHERE place = 'claimed' AND NOT EXISTS (
         SELECT FROM pysched.nodes WHERE incarnation = holder AND ended_at IS NULL)),
     EXISTS (SELECT FROM pysched.undelivered WHERE home IS NULL)
-        OR EXISTS (SELECT FROM pysched.undelivered WHERE home = %(home)s);
+        OR EXISTS (SELECT FROM pysched.undelivered WHERE home = %(home)s)
+        OR EXISTS (SELECT FROM pysched.deliveries WHERE home IS NULL)
+        OR EXISTS (SELECT FROM pysched.deliveries WHERE home = %(home)s);
 
 -- name: take_over
 UPDATE pysched.nodes SET ended_at = now(), running = 0

@@ -13,6 +13,7 @@ WITH looked AS MATERIALIZED (
     WHERE looked.finished_at < clock_timestamp() - make_interval(secs => %(retention_s)s::float8)
       AND t.finished_at = looked.finished_at
       AND NOT EXISTS (SELECT FROM pysched.undelivered AS u WHERE u.task_id = looked.id)
+      AND looked.id NOT IN (SELECT unnest(ids) FROM pysched.deliveries)
       AND NOT EXISTS (
         SELECT FROM pysched.nodes AS ran JOIN pysched.nodes AS lives ON lives.home = ran.home
         WHERE ran.incarnation = looked.node AND ran.home <> %(home)s::uuid

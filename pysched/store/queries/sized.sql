@@ -45,7 +45,9 @@ WITH allowed AS (
     LIMIT %(firsts)s::integer
 )
 SELECT id, cpus, mem, gpus, extract(epoch FROM clock_timestamp() - min(ready_at))::float8,
-    EXISTS (SELECT FROM pysched.tasks WHERE place = 'sized')
+    EXISTS (
+        SELECT FROM pysched.tasks WHERE place = 'sized'
+          AND cpus <= %(reach_cpus)s::integer AND mem <= %(reach_mem)s::bigint AND gpus <= %(reach_gpus)s::integer)
 FROM (
     SELECT 0 AS turn, * FROM overdue
     UNION ALL SELECT 1, * FROM plain
