@@ -72,7 +72,8 @@ class Claimer:
         self._room = room
         self._clock = clock
         self._sized = False  # tasks that ask for something wait, as far as is known
-        self.short = False  # the last claim left one that will fit once more is free
+        # The last claim left one that will fit once more is free, and after so many ends it is worth to look; 0: none.
+        self.short = 0
         self._whole_from_s = 0.0  # when a whole claim may be made again
         self._excess_s: deque[float] = deque(maxlen=_SLOW_IN_A_ROW)  # of the last whole claims
         self._heads: dict[Priority, tuple[int, int]] = {}  # rank and sequence before which nothing was left
@@ -80,7 +81,7 @@ class Claimer:
 
     def claim(self, *, lowest: Priority, limit: int, overdue: Sequence[Overdue] = ()) -> list[Claim]:
         """See `Store.claim`."""
-        self.short = False
+        self.short = 0
         claims = [] if self._sized else self._plain(lowest, limit, overdue)
         return claims or self._of_all(lowest, limit, overdue)
 
@@ -89,7 +90,8 @@ class Claimer:
         room = self._room()
         for _ in range(_ROUNDS):
             found = self._candidates(lowest, limit - len(claims), overdue, room)
-            chosen, self.short = resources.choose(found, limit=limit - len(claims), room=room)
+            chosen, left = resources.choose(found, limit=limit - len(claims), room=room)
+            self.short = room.again_after if left else 0
             taken = self._take(chosen)
             claims += taken
             if len(taken) == len(chosen):
