@@ -81,11 +81,13 @@ bench-durable: $(VENV)/.editable
 	$(BIN)/python -m benchmarks.durable.dependencies
 	$(BIN)/python -m benchmarks.store_scale
 
-# Warm ML jobs against forks, cold starts, xargs and joblib, which has an environment of its own.
+# Warm ML jobs against forks, cold starts, xargs, and joblib and Celery, which have an environment of their own.  Celery
+# wants a redis-server.
 bench-warm: $(VENV)/.editable
 	test -x build/warm/bin/python || $(PYTHON) -m venv build/warm
-	build/warm/bin/python -m pip install --quiet --disable-pip-version-check joblib numpy scikit-learn
+	build/warm/bin/python -m pip install --quiet --disable-pip-version-check joblib numpy scikit-learn 'celery[redis]'
 	$(BIN)/python -m benchmarks.warm --peers $(CURDIR)/build/warm/bin/python $(BENCH)
+	$(BIN)/python -m benchmarks.memory_kill
 
 bench-ten-thousand: $(VENV)/.editable
 	$(BIN)/python -m benchmarks.ten_thousand $(BENCH)

@@ -104,7 +104,13 @@ def health(request: Request, shared: Shared) -> Response:
 
 def _figures(shared: Context) -> dict[str, object]:
     counts = shared.store.stats()
-    return {"nodes": len(shared.store.nodes()), "queued": counts["queued"], "running": counts["running"]}
+    nodes = shared.store.nodes()
+    return {
+        "nodes": len(nodes),
+        "short_nodes": sum(node["short_of"] is not None for node in nodes),
+        "queued": counts["queued"],
+        "running": counts["running"],
+    }
 
 
 def _folders(shared: Context) -> dict[str, object]:

@@ -205,6 +205,8 @@ class Node(BaseModel):
     cpus_held: Annotated[float, Field(description="by what runs; the same for the next two")]
     mem_held: int
     gpus_held: float
+    allowed: Annotated[int, Field(description="attempts it runs at most now: fewer than workers while it is short")]
+    short_of: Annotated[Literal["memory", "cpu"] | None, Field(description="why it runs fewer")]
 
 
 class DrainedNode(BaseModel):
@@ -243,6 +245,7 @@ class Health(BaseModel):
     ] = None
     problem: Annotated[str | None, Field(description="what is wrong with the database")] = None
     nodes: Annotated[int | None, Field(description="that are alive")] = None
+    short_nodes: Annotated[int | None, Field(description="of those, that run fewer for lack of memory or cpus")] = None
     queue_files: Annotated[int | None, Field(description=".task files waiting in this machine's queue folder")] = None
     completed_files: Annotated[int | None, Field(description=".done files in this machine's completed folder")] = None
     queued: int | None = None

@@ -7,7 +7,9 @@ Jobs: durable ones, from one batch over HTTP to the last `.done`, with 8 workers
     bare    a process with numpy that forks, `_exit`s and waits: no function, no log, no record
     cold    `python -c "import numpy"`, one after the other
 
-Reused: the same with `reuse: true`, against `ProcessPoolExecutor(2).submit`, which records nothing.
+Reused: the same with `reuse: true`, against `ProcessPoolExecutor(2).submit`, which records nothing, and with `--peers`
+against two workers of Celery's prefork pool, which gets a fifth of the calls; beside them no-op tasks that go through
+the store and start nothing, which is what being durable costs (`python -m benchmarks.durable.noop`).
 Sweep: trainings on the digits data, 2 workers, against `xargs -P2` over `python ml/ml_task.py`, and, with `--peers` an
 interpreter that has joblib, numpy and scikit-learn, against `joblib.Parallel(2)` with loky in a process of its own.
 Memory: what 8 forked processes that wait have in all (PSS, shared pages by shares), against one.
@@ -32,7 +34,10 @@ from typing import Any
 
 import psutil
 
+from benchmarks.durable import noop
+from benchmarks.durable import server as durable_server
 from benchmarks.race import Lap, Race
+from benchmarks.race import program as lap_of
 from benchmarks.server import Server, running
 from pysched.ml import ml_task, sweep
 
@@ -77,6 +82,7 @@ for pid in pids:
     os.kill(pid, signal.SIGKILL)
     os.waitpid(pid, 0)
 """
+_CELERY = str(Path(__file__).parent / "peers" / "celery_calls.py")
 _numbers = counter()
 
 
@@ -88,6 +94,10 @@ def timed(work: Callable[[], object], times: float = 1.0) -> Lap:
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
     cpu_s = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
     return Lap(seconds * times, max(cpu_s, 1e-9) * times)
+
+
+def _scaled(lap: Lap, times: float) -> Lap:
+    return Lap(lap.seconds * times, lap.cpu_s * times)
 
 
 def program(*arguments: str, give: str | None = None) -> None:
@@ -145,7 +155,7 @@ def jobs(count: int, rounds: int) -> None:
         print(f"{race.speed(name, 'bare')} a bare fork loop, {race.speed(name, 'cold')} cold starts")
 
 
-def reused(count: int, rounds: int) -> None:
+def reused(count: int, rounds: int, peers: str | None) -> None:
     with (
         running("up", "--port", "0", "--workers", "8") as server,
         ProcessPoolExecutor(2, mp_context=multiprocessing.get_context("forkserver")) as pool,
@@ -162,8 +172,18 @@ def reused(count: int, rounds: int) -> None:
 
         durably()
         pooled()
-        race = Race({"reused": lambda: timed(durably), "pool": lambda: timed(pooled)}, rounds=rounds)
-    print(f"reused: {count / race.seconds('reused'):.0f} calls/s, {race.speed('reused', 'pool')} ProcessPoolExecutor")
+        contenders = {"reused": lambda: timed(durably), "ProcessPoolExecutor": lambda: timed(pooled)}
+        if peers is not None:
+            celery = lap_of(peers, _CELERY, count // 5)
+            contenders["Celery prefork"] = lambda: _scaled(celery(), 5.0)
+        with durable_server.running() as stores:
+            no_ops = -(-count // 1_000) * 1_000
+            contenders["a no-op through the store"] = lambda: _scaled(
+                noop.through_the_store(stores, no_ops), count / no_ops
+            )
+            race = Race(contenders, rounds=rounds)
+    print(f"reused: {count / race.seconds('reused'):.0f} calls/s", end="")
+    print("".join(f", {race.speed('reused', name)} {name}" for name in contenders if name != "reused"))
 
 
 def sweeps(trainings: int, rounds: int, peers: str | None) -> None:
@@ -226,7 +246,7 @@ def main() -> int:
     parser.add_argument("--peers")
     options = parser.parse_args()
     jobs(options.count, options.rounds)
-    reused(10 * options.count, options.rounds)
+    reused(10 * options.count, options.rounds, options.peers)
     sweeps(options.trainings, options.rounds, options.peers)
     memory()
     return 0

@@ -28,6 +28,7 @@ include "event.pyx"           # Event, and the outbox it comes from
 include "tree.pyx"            # the processes of an attempt, and what they are known by
 include "attempt_table.pyx"   # running attempts in a file, for whoever comes after this process
 include "engine.pyx"          # what the lanes share: registry, submission, waking
+include "processors.pyx"      # affinity: which processors are whose
 include "admission.pyx"       # processors, memory and GPUs: who may start, who waits
 include "killer.pyx"          # the thread that ends trees
 include "zygote.pyx"          # warm starts: jobs that a zygote forks
@@ -64,16 +65,21 @@ cdef class Core:
 
     def __cinit__(
         self, *, lanes, workers, ageing_s=0.0, subreaper=False, log_limit=0, log_limit_ends=False,
-        AttemptTable table=None, guard_bell=None, cpus=None, memory=None, gpus=(),
+        AttemptTable table=None, guard_bell=None, cpus=None, memory=None, gpus=(), affinity=False,
     ):
         cdef int64_t ageing_ns = to_ns("ageing_s", ageing_s)
         cdef Admission* admission
+        cdef int error
         whole("lanes", lanes, 1, MAX_LANES)
         whole("workers", workers, 1, MAX_WORKERS)
         whole("log_limit", log_limit, 0, 2**62)
         if probe_kernel() != 0:
             raise OSError(errno, "the kernel has no close_range; pysched needs Linux 5.9 or newer")
         admission = admission_new(cpus, memory, gpus, ageing_ns)
+        if affinity and not processors_init(&admission.processors):
+            error = errno
+            del admission
+            raise OSError(error, "the processors that this process may use cannot be read; go without affinity")
         self.owner = getpid()
         crew_make(&self.crew, lanes, workers, ageing_ns, admission)
         self.engine = self.crew.engine

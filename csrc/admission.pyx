@@ -40,6 +40,7 @@ cdef cppclass Admission:
     int64_t waiting     # attempts whose share is WANTED
     int count
     Device[DEVICES_MAX] devices
+    Processors processors
     int64_t ageing_ns   # as the queue's
     array[RecordPtr] parked
     uint64_t reserved   # handle of the one that is reserved for
@@ -57,7 +58,7 @@ cdef void admission_init(Admission* admission, const int64_t* capacity, int64_t 
         admission.held[i] = admission.wanted[i] = admission.behind[i] = 0
     admission.ageing_ns = ageing_ns
     admission.waiting = 0
-    admission.count = 0
+    admission.count = admission.processors.count = 0
     admission.era = 1
     admission.reserves = False
 
@@ -148,6 +149,7 @@ cdef void admission_hold(Admission* admission, Record* record) noexcept nogil:
     for i in range(RESOURCES):
         admission.held[i] += record.demand[i]
     record.share = SHARE_HELD
+    record_take_processors(record, &admission.processors)
     if record.demand[RESOURCE_GPU]:
         if record.devices == 0:  # else an adopted attempt brings them
             record.devices = admission_devices(admission, record.demand[RESOURCE_GPU])
@@ -163,6 +165,7 @@ cdef void admission_give_up(Admission* admission, Record* record) noexcept nogil
             admission.held[i] -= record.demand[i]
             if record.era == admission.era:
                 admission.behind[i] -= record.demand[i]
+        record_give_processors_back(record, &admission.processors)
         if record.devices:
             admission_take_devices(admission, record.devices, -record.demand[RESOURCE_GPU])
     record.share = SHARE_NONE

@@ -129,6 +129,7 @@ struct Spawn {
     const rlimit *open_files; // of the child
     rlimit mark;             // its RLIMIT_RTTIME, see tree.pyx
     const SignalReset *signals;
+    const void *processors; // bits for sched_setaffinity(2); NULL: any
     pid_t *pid_place; // shared memory in which the kernel writes the pid before the child's first instruction; or NULL
     // out
     pid_t pid;
@@ -136,6 +137,9 @@ struct Spawn {
     int error;               // errno of `step`; written by the child through the shared memory
     std::uint8_t step;       // STEP_NONE: the program runs
 };
+
+// The size of a set of processors, in bits for sched_setaffinity(2).
+constexpr std::size_t processor_bytes = 128;
 
 constexpr std::size_t child_stack_size = 64 * 1024;
 
@@ -226,6 +230,8 @@ PYSCHED_CHILD static inline int child_main(void *argument) noexcept {
         child_fail(spawn, STEP_LIMITS);
     if (syscall(SYS_prlimit64, 0, RLIMIT_RTTIME, &spawn->mark, nullptr) != 0)
         child_fail(spawn, STEP_LIMITS);
+    if (spawn->processors != nullptr) // in vain if one has been taken from us since: then any will do
+        syscall(SYS_sched_setaffinity, 0, processor_bytes, spawn->processors);
     child_reset_signals(spawn->signals->ignored);
     child_exec(spawn);
     child_fail(spawn, STEP_EXEC);
@@ -323,6 +329,13 @@ inline void spawn_process(Spawn *spawn, void *stack_base) noexcept {
 #undef PYSCHED_CLONE3
 
 // ---- system calls without a libc wrapper in the oldest supported libc ---------------------------------------------
+
+// Which processors a process may use, as bits; false with errno.  The kernel's own set may be shorter.
+inline bool read_affinity(pid_t pid, std::uint64_t *bits, std::size_t size) noexcept {
+    for (std::size_t word = 0; word < size / sizeof *bits; ++word)
+        bits[word] = 0;
+    return syscall(SYS_sched_getaffinity, pid, size, bits) > 0;
+}
 
 inline int pidfd_send_signal(int pidfd, int signal) noexcept {
     return static_cast<int>(syscall(SYS_pidfd_send_signal, pidfd, signal, nullptr, 0));

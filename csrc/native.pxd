@@ -57,6 +57,7 @@ cdef extern from "native.hpp" namespace "pysched" nogil:
         const rlimit* open_files
         rlimit mark
         const SignalReset* signals
+        const void* processors
         pid_t* pid_place
         pid_t pid
         int pidfd
@@ -66,6 +67,7 @@ cdef extern from "native.hpp" namespace "pysched" nogil:
     void* map_child_stack()
     void unmap_child_stack(void* base)
     void spawn_process(Spawn* spawn, void* stack)
+    bint read_affinity(pid_t pid, uint64_t* bits, size_t size)
     int pidfd_send_signal(int pidfd, int signal)
     int pidfd_open(pid_t pid)
     bint pidfd_ended(int pidfd)

@@ -98,6 +98,7 @@ cdef cppclass Record:
     Share share
     uint32_t era        # of the reservation that it was let past
     uint64_t devices    # GPUs that it was given, as bits
+    ProcessorSet* processors  # that it is pinned to; NULL: none
     char** devices_entry  # of the environment; NULL: it asks for none
     # what the child needs; points into the same block
     char** words        # a spare place, argv, NULL
@@ -113,6 +114,7 @@ ctypedef Record* RecordPtr
 cdef cppclass Tree      # tree.pyx
 cdef cppclass Row       # attempt_table.pyx
 cdef cppclass Admission  # admission.pyx
+cdef struct ProcessorSet  # processors.pyx
 cdef cppclass WorkerProcess  # worker.pyx
 
 cdef enum:
@@ -171,6 +173,7 @@ cdef void record_spawn(
     spawn.open_files = open_files
     spawn.signals = signals
     spawn.mark = record.mark
+    spawn.processors = record.processors
     spawn.pid_place = &record.row.pid if record.row != NULL else NULL
     spawn_process(spawn, stack)
 

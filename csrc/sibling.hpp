@@ -7,6 +7,7 @@
 #include <cstring>
 #include <ctime>
 #include <sys/prctl.h>
+#include <sys/random.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
 #include <sys/uio.h>
@@ -18,6 +19,7 @@ struct StartRequest {
     std::uint64_t token; // names the attempt; comes back with the reply
     rlimit open_files;
     rlimit mark; // RLIMIT_RTTIME, see tree.pyx
+    std::uint64_t processors[processor_bytes / sizeof(std::uint64_t)]; // none: wherever it may run now
     std::int64_t row_pid; // where the attempt's pid stands in the file of attempts; -1: it has no row
     std::uint32_t words;
     std::uint32_t entries;
@@ -201,6 +203,12 @@ inline std::int64_t clock_ns(clockid_t clock) noexcept {
     return std::int64_t{time.tv_sec} * 1'000'000'000 + time.tv_nsec;
 }
 
+// From the kernel, which a signal may interrupt.
+inline void random_bytes(void *bytes, std::size_t count) noexcept {
+    while (getrandom(bytes, count, 0) != static_cast<ssize_t>(count)) {
+    }
+}
+
 inline bool reply_start(int socket, std::uint64_t token, pid_t pid, Step step, int error) noexcept {
     StartReply reply{};
     reply.token = token;
@@ -235,6 +243,11 @@ inline Step call_prepare(const StartRequest *request, const char *texts) noexcep
         return STEP_CWD;
     if (syscall(SYS_prlimit64, 0, RLIMIT_NOFILE, &request->open_files, nullptr) != 0)
         return STEP_LIMITS;
+    for (const std::uint64_t word : request->processors)
+        if (word != 0) {
+            syscall(SYS_sched_setaffinity, 0, sizeof request->processors, request->processors); // else any will do
+            break;
+        }
     return STEP_NONE;
 }
 
@@ -260,6 +273,10 @@ inline void job_begin(const Inbox *inbox, int socket, int table, int handed) noe
     if (syscall(SYS_prlimit64, 0, RLIMIT_RTTIME, &inbox->request.mark, nullptr) != 0)
         _exit(127); // never: what a process gives up is not refused
     prctl(PR_SET_NAME, "pysched-job", 0, 0, 0);
+    sigset_t interrupt; // which the zygote leaves to the node
+    sigemptyset(&interrupt);
+    sigaddset(&interrupt, SIGINT);
+    sigprocmask(SIG_UNBLOCK, &interrupt, nullptr);
     if (handed < 0) {
         syscall(SYS_close_range, 3U, ~0U, 0U);
         return;

@@ -12,6 +12,7 @@ cdef extern from "sibling.hpp" namespace "pysched" nogil:
         uint64_t token
         rlimit open_files
         rlimit mark
+        uint64_t* processors
         int64_t row_pid
         uint32_t words
         uint32_t entries
@@ -45,6 +46,8 @@ cdef extern from "sibling.hpp" namespace "pysched" nogil:
     cdef cppclass Sibling:
         pass
 
+    int64_t clock_ns(int clock)
+    void random_bytes(void* bytes, size_t count)
     size_t start_request_max
     int send_start(int socket, StartRequest* request, char* texts, size_t size, int handed)
     int receive_reply(int socket, StartReply* reply)

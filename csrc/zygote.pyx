@@ -84,6 +84,7 @@ cdef int zygote_ask(int socket, Record* record, int lane, Engine* engine, int ha
     cdef char* texts = record.words[1]  # the block's texts follow each other from here on, stderr's path is the last
     cdef char** word = record.words + 1
     cdef char** entry = record.environment
+    cdef const ProcessorSet* processors = record.processors
     memset(&request, 0, sizeof(request))
     record_write_tail(record, lane)
     request.token = <uint64_t> record
@@ -92,6 +93,10 @@ cdef int zygote_ask(int socket, Record* record, int lane, Engine* engine, int ha
     if record.row != NULL and record.row.pid == 0:
         request.row_pid = <char*> &record.row.pid - <char*> engine.table.rows
     request.mark = record.mark
+    if record.reuse:
+        processors = call_processors(record, &engine.admission.processors)
+    if processors != NULL:
+        memcpy(request.processors, processors, sizeof(ProcessorSet))
     while word[0] != NULL:
         request.words += 1
         word += 1

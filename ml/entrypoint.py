@@ -30,6 +30,8 @@ from typing import Any, NoReturn
 RESULT_BYTES = 64 * 1024
 _MESSAGE_CHARACTERS = 1_000
 _TRACEBACK_CHARACTERS = 4_000  # of its end, where the fault is; at most 12 bytes of JSON each, so the result fits
+_HEAP_TYPE = 1 << 9  # of a class that is not a constant of the program: made by a class statement
+_SCAN: Callable[[str, int], tuple[Any, int]] = json.JSONDecoder().scan_once  # type: ignore[attr-defined]
 _NOT_USERS = frozenset(
     {__file__, importlib.__file__, "<frozen importlib._bootstrap>", "<frozen importlib._bootstrap_external>"}
 )
@@ -76,12 +78,21 @@ def _params(text: str) -> dict[str, Any]:
     if not text:
         return {}
     try:
-        params = json.loads(text)
+        params = _loaded(text)
     except ValueError as error:
         raise _RefusedError(f"PYSCHED_PARAMS is not JSON: {error}") from None
     if not isinstance(params, dict):
         raise _RefusedError(f"PYSCHED_PARAMS holds a JSON {type(params).__name__}; it should be an object")
     return params
+
+
+def _loaded(text: str) -> Any:
+    """As `json.loads`, which looks for blanks around it first, at some cost to a process that was just forked."""
+    try:
+        value, end = _SCAN(text, 0)
+    except StopIteration:
+        end = -1
+    return value if end == len(text) else json.loads(text)
 
 
 def _resolve(target: str) -> Callable[..., Any]:
@@ -111,7 +122,7 @@ def _resolve(target: str) -> Callable[..., Any]:
 
 
 def _check_arguments(target: str, function: Callable[..., Any], params: dict[str, Any]) -> None:
-    if _plainly_fits(function, params):
+    if _plainly_fits(function, params) or _tells_no_signature(function):
         return
     path = target.partition(":")[2]
     try:
@@ -140,9 +151,16 @@ def _plainly_fits(function: Callable[..., Any], params: dict[str, Any]) -> bool:
     )
 
 
+def _tells_no_signature(function: Callable[..., Any]) -> bool:
+    """Whether it is surely one of C that `inspect.signature` would look at in vain; the call itself will judge."""
+    kind = type(function)
+    in_c = kind is types.BuiltinFunctionType or (kind is type and not function.__flags__ & _HEAP_TYPE)  # type: ignore[attr-defined]
+    return in_c and getattr(function, "__text_signature__", None) is None
+
+
 def _deliver(target: str, value: object) -> int:
     try:
-        text = json.dumps(value, ensure_ascii=False, allow_nan=False, default=_plain)
+        text = _ENCODE(value)
         data = text.encode()
     except (TypeError, ValueError, RecursionError) as error:
         return _unfit(f"{target}: the returned {type(value).__name__} is not JSON: {error}")
@@ -196,6 +214,9 @@ def _plain(value: Any) -> object:
     if hasattr(value, "dtype") and hasattr(value, "tolist"):
         return value.tolist()
     raise TypeError(f"a value of type {type(value).__name__} has no JSON form")
+
+
+_ENCODE = json.JSONEncoder(ensure_ascii=False, allow_nan=False, default=_plain).encode
 
 
 def _report(error: Exception) -> int:

@@ -23,7 +23,7 @@ from pysched.ml import _sibling
 CALLS = 1_000
 GROWTH_BYTES = 256 * 2**20  # of resident memory, since the first call ended
 
-Job = tuple[tuple[bytes, ...], tuple[bytes, ...]]
+Words = tuple[bytes, ...]
 _PAGE = os.sysconf("SC_PAGE_SIZE")
 
 
@@ -40,6 +40,8 @@ class Worker:
         self._sources = sources
         self._environment = dict(environment)
         self._again = list(again)
+        self._environ = os.environ
+        self._mirror: dict[bytes, bytes] = os.environ._data  # type: ignore[attr-defined]
         self._path = list(sys.path)
         self._umask = os.umask(0o022)
         os.umask(self._umask)
@@ -54,6 +56,7 @@ class Worker:
         if code is None or not self._is_fit() or not self._flush() or not _sibling.end(code):
             return False
         sys.stdin, sys.stdout, sys.stderr = self._streams
+        os.environ = self._environ  # noqa: B003 - it may have put another one there
         sys.path[:] = self._path
         os.umask(self._umask)
         return True
@@ -76,11 +79,13 @@ class Worker:
         with suppress(ChildProcessError):
             os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
             return False  # it has children
-        resident = _resident()
-        self._resident = self._resident or resident
-        return resident - self._resident < GROWTH_BYTES
+        if self._calls == 1:
+            self._resident = _resident()
+        # Only where there has been so much more at a time it can have stayed.
+        grown = _sibling.peak_kb() * 1024 - self._resident >= GROWTH_BYTES
+        return not grown or _resident() - self._resident < GROWTH_BYTES
 
-    def next(self, code: int) -> Job:
+    def next(self, code: int) -> Words:
         """The next call; does not return if there is none.  `code`: of the call before, for a node that has not heard
         it."""
         while True:
@@ -88,11 +93,11 @@ class Worker:
             if self._sources.changed():
                 self._begin_anew()
             try:
-                job = _sibling.next_call()
+                words = _sibling.next_call(self._mirror)
             except EOFError as end:
                 _finish(code, known=bool(end.args[0]))
-            if job is not None:
-                return job
+            if words is not None:
+                return words
 
     def _begin_anew(self) -> NoReturn:
         os.chdir("/")

@@ -24,23 +24,29 @@ import sys
 if sys.path and sys.path[0] == os.path.dirname(os.path.abspath(__file__)):
     del sys.path[0]  # run by path: our own programs are no top-level modules of the user's
 
+from pysched.ml import held_hooks
+
+held_hooks.import_without_hooks()
+
 # Threads that a library starts when it is imported would not survive the fork: each job is told its own number.
-for _variable in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "BLIS_NUM_THREADS"):
+for _variable in (
+    "OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "BLIS_NUM_THREADS", "NUMEXPR_NUM_THREADS"
+):  # fmt: skip
     os.environ[_variable] = "1"
 
 import atexit  # noqa: E402
 import gc  # noqa: E402
 import importlib  # noqa: E402
 import json  # noqa: E402
-import random  # noqa: E402, F401 - reseeds itself after a fork
+import random  # noqa: E402
 import signal  # noqa: E402
 import threading  # noqa: E402
 import time  # noqa: E402
 import traceback  # noqa: E402
-from collections.abc import Sequence  # noqa: E402
+from collections.abc import Callable, Sequence  # noqa: E402
 from typing import NoReturn  # noqa: E402
 
-from pysched.ml import _sibling, entrypoint  # noqa: E402
+from pysched.ml import _sibling, entrypoint, threads  # noqa: E402
 from pysched.ml.reuse import Worker  # noqa: E402
 
 _LOOK_S = 0.05  # between two looks at the files of the imported modules, some 0.3 ms each
@@ -48,7 +54,14 @@ _RETRY_S = 1.0  # before a failed import is tried again
 
 _WORKER = "worker"
 
-Job = tuple[tuple[bytes, ...], tuple[bytes, ...]]
+Words = tuple[bytes, ...]
+
+_BIND_NOW = {"LD_BIND_NOW": "1"}  # the dynamic linker's work is not left to each job
+
+_mirror: dict[bytes, bytes] = os.environ._data  # type: ignore[attr-defined]  # behind os.environ, beside libc's
+_set_threads: list[Callable[[int], object]] = []
+_threads = 1  # that libraries compute with
+_seed_random = super(random.Random, random.seed.__self__).seed  # type: ignore[attr-defined]  # in C alone
 
 
 class Sources:
@@ -70,9 +83,14 @@ class Sources:
             if isinstance(file, str) and file not in self._state:
                 self._state[file] = _state(file)
 
+    @property
+    def due_s(self) -> float:
+        """When to look next, by the monotonic clock."""
+        return self._looked + _LOOK_S
+
     def changed(self) -> bool:
         now = time.monotonic()
-        if now - self._looked < _LOOK_S:
+        if now < self.due_s:
             return False
         self._looked = now
         return any(_state(file) != state for file, state in self._state.items())
@@ -107,27 +125,45 @@ def preload(modules: Sequence[str]) -> str | None:
 
 def serve(
     status: int, sockets: Sequence[int], table: int, problem: str, modules: Sequence[str]
-) -> tuple[Job, str | None]:
-    """Fork on request; returns in each job, with its request and what is wrong with the zygote."""
+) -> tuple[Words, str | None, Sources]:
+    """Fork on request; returns in each job, with its words, what is wrong with the zygote, and the files that it has
+    looked at: a job shall not let go of them, which would touch each."""
     found = problem or preload(modules)
     if not _sibling.available():
         raise RuntimeError("this thread cannot be forked; the node should have known")
+    _own_generators()
     sources, failed = Sources(), time.monotonic()
+    _set_threads.extend(threads.setters())
+    environment = tuple(name + b"=" + value for name, value in _mirror.items())
     gc.collect()
     gc.freeze()  # no job shall write to the pages of what is imported, as a collection would
     gc.disable()
     _tell(status, ready=True, problem=found)
     while True:
-        for socket in _sibling.wait(sockets):
-            if sources.changed() or (found and not problem and time.monotonic() - failed > _RETRY_S):
-                _tell(status, ready=False, problem=None)
-                os.execv(sys.executable, sys.orig_argv)  # noqa: S606 - no shell is wanted
-            try:
-                job = _sibling.fork(socket, table)
-            except EOFError:
-                os._exit(0)
-            if job is not None:
-                return job, found
+        try:
+            words = _sibling.serve(sockets, table, round(sources.due_s * 1e9), environment, _mirror)
+        except EOFError:
+            os._exit(0)
+        if words is not None:
+            return words, found, sources
+        if sources.changed() or (found and not problem and time.monotonic() - failed > _RETRY_S):
+            _tell(status, ready=False, problem=None)
+            os.execve(sys.executable, sys.orig_argv, {**os.environ, **_BIND_NOW})  # noqa: S606 - no shell is wanted
+
+
+def _own_generators() -> None:
+    """See that each job can have numbers of its own at little cost.  Seeding in full forgets the half of a pair of
+    normal deviates, which else all jobs would have."""
+    random.seed()
+    numpy_random = sys.modules.get("numpy.random")
+    if numpy_random is None:
+        return
+    numpy_random.seed()
+    generator = numpy_random.mtrand._rand._bit_generator
+    state = generator.state
+    if state["bit_generator"] == "MT19937":
+        inner = state["state"]
+        _sibling.own_generator(generator.capsule, inner["key"].tobytes(), int(inner["pos"]))
 
 
 def _tell(status: int, *, ready: bool, problem: str | None) -> None:
@@ -137,22 +173,26 @@ def _tell(status: int, *, ready: bool, problem: str | None) -> None:
         os._exit(0)
 
 
-def run(job: Job, problem: str | None, worker: Worker | None) -> NoReturn:
+def run(words: Words, problem: str | None, worker: Worker | None) -> NoReturn:
     """Be the job, and end as a Python program does; a worker is another job then, unless it has a problem, which the
     zygote may have mended by then."""
     gc.enable()
-    code = _perform(job, problem)
+    held_hooks.register()
+    code = _perform(words, problem, anew=True)
     while worker is not None and problem is None and worker.end(code):
-        code = _perform(worker.next(code or 0), problem)
+        words = worker.next(code or 0)
+        code = _perform(words, problem, anew=False)
     _leave(code)
 
 
-def _perform(job: Job, problem: str | None) -> int | None:
-    """The exit code; None: ^C."""
-    words, entries = job
-    _adopt(dict(os.fsdecode(entry).split("=", 1) for entry in entries))
+def _perform(words: Words, problem: str | None, *, anew: bool) -> int | None:
+    """The exit code; None: ^C.  `anew`: the process has not run anything else."""
     try:
-        return _call([os.fsdecode(word) for word in words], problem)
+        if problem is not None:
+            return entrypoint.refuse(problem)
+        _reseed(anew)
+        _compute_with(threads.wanted(_mirror))
+        return _call([os.fsdecode(word) for word in words])
     except SystemExit as end:
         return _exit_code(end.code)
     except KeyboardInterrupt:
@@ -162,20 +202,7 @@ def _perform(job: Job, problem: str | None) -> int | None:
         return 1
 
 
-def _adopt(environment: dict[str, str]) -> None:
-    """Make it ours; most of it is the zygote's already."""
-    current = dict(os.environ)
-    for name in current.keys() - environment.keys():
-        del os.environ[name]
-    for name, value in environment.items():
-        if current.get(name) != value:
-            os.environ[name] = value
-
-
-def _call(words: Sequence[str], problem: str | None) -> int:
-    if problem is not None:
-        return entrypoint.refuse(problem)
-    _reseed()
+def _call(words: Sequence[str]) -> int:
     kind, *arguments = words
     if kind == "entrypoint":
         return entrypoint.main(arguments)
@@ -183,12 +210,24 @@ def _call(words: Sequence[str], problem: str | None) -> int:
     return int(task.main(arguments, started=time.monotonic()))
 
 
-def _reseed() -> None:
+def _reseed(anew: bool) -> None:
     """Generators that came with the fork would give every job the same numbers."""
-    if "numpy.random" in sys.modules:
+    if anew:
+        _seed_random()
+    else:
+        random.seed()
+    if _sibling.is_drawn() and "numpy.random" in sys.modules:
         sys.modules["numpy.random"].seed()
     if "torch" in sys.modules:
         sys.modules["torch"].seed()
+
+
+def _compute_with(count: int) -> None:
+    global _threads
+    if count != _threads:
+        for set_threads in _set_threads:
+            set_threads(count)
+        _threads = count
 
 
 def _exit_code(code: object) -> int:
@@ -204,7 +243,8 @@ def _leave(code: int | None) -> NoReturn:
     """Wait for threads, call what waits for the exit, write what is buffered; None: die of SIGINT.
 
     What an interpreter does beyond that is to free memory, which for a child of a fork means to copy it first."""
-    threading._shutdown()  # type: ignore[attr-defined]
+    if threading.active_count() > 1 or getattr(threading, "_threading_atexits", True):
+        threading._shutdown()  # type: ignore[attr-defined]
     atexit._run_exitfuncs()
     for stream in (sys.stdout, sys.stderr):
         try:
@@ -220,25 +260,30 @@ def _leave(code: int | None) -> NoReturn:
 def main(arguments: Sequence[str]) -> NoReturn:
     if arguments[0] == _WORKER:
         work_again(arguments[1:])
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # ^C is for the node, in whose process group we are
+    # ^C is for the node, in whose process group we are; the fork lets a job have its own.
+    signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    for name in _BIND_NOW:
+        os.environ.pop(name, None)
     status, sockets, path, problem, *modules = arguments
     table = os.open(path, os.O_RDWR | os.O_CLOEXEC) if path else -1
     environment = dict(os.environ)
-    job, found = serve(int(status), [int(socket) for socket in sockets.split(",")], table, problem, modules)
-    signal.signal(signal.SIGINT, signal.default_int_handler)
-    run(job, found, _worker(modules, environment) if _sibling.is_worker() else None)
+    words, found, sources = serve(int(status), [int(socket) for socket in sockets.split(",")], table, problem, modules)
+    run(words, found, _worker(sources, modules, environment) if _sibling.is_worker() else None)
 
 
 def work_again(modules: Sequence[str]) -> NoReturn:
     """A worker whose modules had changed: import them as they are now, and go on with the call that waits."""
-    worker = _worker(modules, dict(os.environ))
+    worker = _worker(Sources(), modules, dict(os.environ))
     problem = preload(modules)
-    run(worker.next(0), problem, worker)
+    _set_threads.extend(threads.setters())
+    words = worker.next(0)
+    run(words, problem, worker)
 
 
-def _worker(modules: Sequence[str], environment: dict[str, str]) -> Worker:
+def _worker(sources: Sources, modules: Sequence[str], environment: dict[str, str]) -> Worker:
     again = [sys.executable, os.path.abspath(__file__), _WORKER, *modules]
-    return Worker(sources=Sources(), environment=environment, again=again)
+    return Worker(sources=sources, environment=environment, again=again)
 
 
 if __name__ == "__main__":

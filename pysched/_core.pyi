@@ -308,6 +308,7 @@ class Core:
     cpus, memory    what attempts may hold at a time: thousandths of a processor, bytes; None: more than anybody asks
                     for
     gpus            names of up to 64 GPUs, as CUDA_VISIBLE_DEVICES takes them
+    affinity        attempts that ask for processors are pinned to some of their own (`csrc/processors.pyx`)
     guard_bell      eventfd that the guard, this process's parent, writes to after it has written ends into the table
     """
 
@@ -325,6 +326,7 @@ class Core:
         cpus: int | None = None,
         memory: int | None = None,
         gpus: Sequence[bytes] = (),
+        affinity: bool = False,
     ) -> None: ...
     def submit(self, launches: Sequence[Launch]) -> None:
         """Queue all or, on `ValueError` (a handle is in use, or more is asked for than this Core has) or `RuntimeError`

@@ -124,6 +124,16 @@ def _folders(controller: str) -> Iterator[Path]:
             folder = folder.parent
 
 
+def unified_cgroup() -> Path | None:
+    """Ours of version 2; None: there is none."""
+    try:
+        lines = _OWN_CGROUP.read_text().splitlines()
+    except OSError:
+        return None
+    paths = [line[3:] for line in lines if line.startswith("0::")]
+    return CGROUPS / paths[0].lstrip("/") if paths else None
+
+
 def _quota(folder: Path) -> tuple[int | None, int | None]:
     """Microseconds of processor time in each period, and the period; None: no limit."""
     try:

@@ -32,7 +32,7 @@ import structlog
 import pysched
 from pysched import _core, latencies, machine
 from pysched.ending import Ending
-from pysched.engine import reaper, recovery
+from pysched.engine import pressure, reaper, recovery
 from pysched.engine.adoption import Adopter
 from pysched.engine.attempts import Attempts
 from pysched.engine.depths import Depths
@@ -41,6 +41,7 @@ from pysched.engine.dispatcher import Dispatcher
 from pysched.engine.heartbeat import Heartbeat
 from pysched.engine.lease import LEASE_S
 from pysched.engine.listener import Listener
+from pysched.engine.pressure import Balance, Rule
 from pysched.engine.publisher import Publisher
 from pysched.engine.reaper import Reaper
 from pysched.engine.room import Rooms
@@ -137,6 +138,7 @@ class Node:
             cpus=capacity.cpus,
             memory=capacity.memory,
             gpus=list(map(os.fsencode, gpus)),
+            affinity=settings.affinity,
         )
         self._zygote = self._make_zygote() if warm else None
 
@@ -227,7 +229,13 @@ class Node:
         )
         self._sweeper = Sweeper(self._upkeep.round)
         self._heartbeat = Heartbeat(
-            renew=lambda: store.renew(self._incarnation, LEASE_S, running=self._core.running),
+            renew=lambda: store.renew(
+                self._incarnation,
+                LEASE_S,
+                running=self._core.running,
+                allowed=self._balance.allowed,
+                short_of=self._balance.by,
+            ),
             revive=lambda: store.revive(self._info, LEASE_S),
             judge=store.end_expired,
             judged=self._sweeper.wake,
@@ -254,6 +262,15 @@ class Node:
             },
         )
         self._intake = Intake(settings.queue_folder, self._accept, poll_s=settings.poll_s)
+        self._balance = Balance(
+            Rule(
+                workers=settings.workers, processors=os.cpu_count() or 1, memory=settings.memory_pressure,
+                cpu=settings.cpu_pressure,
+            ),
+            read=pressure.reader(settings.pressure),
+            running=lambda: self._core.running,
+            allow=self._allow,
+        )  # fmt: skip
         self._profiler = Profiler(self._home.profile, self._sample)
         self._publisher = Publisher(
             counts=self._core.counters,
@@ -471,7 +488,13 @@ class Node:
         self._depths.news()
         tell()
 
+    def _allow(self, workers: int) -> None:
+        """Run no more attempts than so many."""
+        self._core.set_workers(workers)
+        self._dispatcher.room()
+
     def _sample(self) -> Sample:
+        self._balance.look()
         depths, submitted = self._depths.look()
         return Sample(
             queued_high=depths[Priority.HIGH],

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 MEMORY_LEAST = 2**20  # bytes; no process starts with less
@@ -82,13 +82,15 @@ class Room:
 
     `ahead`: so many may be taken beyond `free`, to wait here for what will be free in a moment.  `reserve_after_s`: one
     that has waited so long in the store may be taken though it does not fit, so that room is kept for it here; None:
-    not now.  Others, with nothing to do, come before that.
+    not now.  Others, with nothing to do, come before that.  `again_after`: so many ends later it is worth a claim to
+    see what fits then: one claim of many costs less than many of one.
     """
 
     capacity: Demand
     free: Demand
     ahead: int = 0
     reserve_after_s: float | None = None
+    again_after: int = 1
 
     @property
     def reach(self) -> Demand:
@@ -102,7 +104,7 @@ class Room:
         free = self.free
         for candidate in taken:
             free = free.without(candidate.demand or NOTHING)
-        return Room(capacity=self.capacity, free=free, ahead=self.ahead, reserve_after_s=self.reserve_after_s)
+        return replace(self, free=free)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

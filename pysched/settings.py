@@ -49,6 +49,24 @@ class Settings(BaseSettings):
         description="GPUs that tasks may ask for, as CUDA_VISIBLE_DEVICES names them: 0,1; none for none; by default "
         "those that NVML sees",
     )
+    affinity: bool = Field(
+        False, description="pin attempts that ask for processors to processors of their own, as far as there are some"
+    )
+    memory_pressure: Annotated[float, Field(ge=0, le=100)] = Field(
+        20.0,
+        description="percent of the last 10 s in which some process waited for memory, from which on a node runs fewer "
+        "attempts until that passes; 0: never",
+    )
+    cpu_pressure: Annotated[float, Field(ge=0, le=100)] = Field(
+        90.0,
+        description="the same for processors, while eight tasks a processor want to run; never below four attempts a "
+        "processor; 0: never",
+    )
+    pressure: Path | None = Field(
+        None,
+        description="folder with the files of pressure: /proc/pressure, or a cgroup of version 2; by default our own "
+        "cgroup, if it has them, else the machine's",
+    )
     queue: Path | None = Field(None, description="folder watched for .task files; HOME/queue by default")
     completed: Path | None = Field(None, description="folder that gets the .done files; HOME/completed by default")
     poll_s: Annotated[float, Field(gt=0, le=60)] = Field(

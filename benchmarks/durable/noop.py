@@ -74,6 +74,11 @@ def _lap(server: Server, kind: str, count: int, runner: Runner) -> Lap:
         return Lap(seconds, server.cpu_s() + _children_s() - cpu_s)
 
 
+def through_the_store(server: Server, count: int) -> Lap:
+    """So many of pysched's own, a multiple of 1,000."""
+    return _lap(server, "pysched", count, _own("pysched"))
+
+
 def _own(kind: str) -> Runner:
     return lambda url, count: _start([sys.executable, "-m", "benchmarks.durable.consume", kind, url, str(count)])
 

@@ -51,6 +51,7 @@ def examine(where: dict[str, Any], database: str | None, workers: int) -> list[F
         lambda: _token(config.home / TOKEN_FILE),
         lambda: _limits(workers),
         lambda: _cgroup(workers),
+        lambda: _memory(config),
         _clock,
         lambda: _server(where),
     )
@@ -238,6 +239,32 @@ def _number(path: Path) -> int | None:
     except OSError:
         return None
     return int(text) if text.isdecimal() else None
+
+
+def _memory(config: Settings) -> Iterator[Finding]:
+    """How limits of memory are kept here, and whether a node hears that memory is short."""
+    by = "by looks at /proc every 0.25 s, or 0.05 s from half the limit on, and KILL; no cgroup is made"
+    if not os.access("/proc/self/smaps_rollup", os.R_OK):
+        text = f"kept {by}; the kernel tells no shares of pages, so what processes have in common counts in each"
+        yield Finding("memory limits", "warn", text, "use a kernel from 4.14 on, with CONFIG_PROC_PAGE_MONITOR")
+    else:
+        yield Finding("memory limits", "ok", f"kept {by}")
+    if not config.memory_pressure and not config.cpu_pressure:
+        yield Finding("pressure", "ok", "is not looked at: memory_pressure and cpu_pressure are 0")
+        return
+    from pysched.engine import pressure
+
+    reading = pressure.reader(config.pressure)()
+    if reading.memory is None and reading.cpu is None:
+        text = "cannot be read, so a node runs as many attempts however short of memory the machine is"
+        yield Finding("pressure", "warn", text, "boot with psi=1, or name a cgroup's folder by the setting pressure")
+    else:
+        said = ", ".join(
+            f"{name} {share:.0f}%"
+            for name, share in (("memory", reading.memory), ("cpu", reading.cpu))
+            if share is not None
+        )
+        yield Finding("pressure", "ok", f"of the last 10 s, somebody waited for: {said}")
 
 
 # ── clock and server ─────────────────────────────────────────────────────────────────────────────────────────

@@ -7,6 +7,7 @@ from datetime import datetime, timezone
 import click
 
 from pysched.cli import units
+from pysched.cli.screen import standing
 from pysched.cli.session import Session, client_command
 from pysched.cli.table import Cell, Column
 from pysched.errors import InputError, NotFoundError
@@ -55,12 +56,12 @@ def command(session: Session, drain: str | None) -> None:
             node["host"],
             str(node["pid"]),
             str(node["running"]),
-            str(node["workers"]),
+            str(node["workers"]) if units.short_of(node) is None else f"{units.allowed(node)} of {node['workers']}",
             str(node["lanes"]),
             *units.resources(node),
             units.duration(max(0.0, (now - units.moment(node["started_at"])).total_seconds())),
             node["version"],
-            Cell("draining", "yellow") if node["draining"] else Cell("ready", "green"),
+            standing(node),
         ]
         for node in nodes
     ]

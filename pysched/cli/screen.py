@@ -191,7 +191,7 @@ def _head(screen: Screen, now: datetime, width: int, colour: bool) -> list[str]:
         return lines
     states = stats["states"]
     depths = stats["priorities"].get("queued", {})
-    workers = sum(node["workers"] for node in screen.nodes)
+    workers = sum(units.allowed(node) for node in screen.nodes)
     parts = [
         f"running {states.get('running', 0)}/{workers}",
         "queued " + " ".join(f"{name} {depths.get(name, 0):,}" for name in ("HIGH", "MED", "LOW")),
@@ -207,6 +207,14 @@ def _head(screen: Screen, now: datetime, width: int, colour: bool) -> list[str]:
         lines.append(paint(cut("PAUSED: nothing starts until you press p", width), "yellow", colour=colour))
     lines += _nodes(screen, width, now, colour)
     return lines
+
+
+def standing(node: Node) -> Cell:
+    """Whether it takes tasks, and as many as it has workers for."""
+    if node["draining"]:
+        return Cell("draining", "yellow")
+    lacks = units.short_of(node)
+    return Cell("ready", "green") if lacks is None else Cell(f"short of {lacks}", "yellow")
 
 
 def _rate(per_second: float) -> str:
@@ -230,13 +238,12 @@ def _nodes(screen: Screen, width: int, now: datetime, colour: bool) -> list[str]
     busiest = sorted(screen.nodes, key=lambda node: -node["running"])
     rows: list[list[Cell | str]] = []
     for node in busiest[:_NODES_SHOWN]:
-        share = min(1.0, node["running"] / max(1, node["workers"]))
+        share = min(1.0, node["running"] / max(1, units.allowed(node)))
         bar = "█" * round(share * 10)
         up = units.duration(max(0.0, (now - units.moment(node["started_at"])).total_seconds()))
-        state = Cell("draining", "yellow") if node["draining"] else Cell("ready", "green")
-        busy = f"{bar:·<10} {node['running']}/{node['workers']}"
+        busy = f"{bar:·<10} {node['running']}/{units.allowed(node)}"
         identity: list[Cell | str] = [node["incarnation"][:8], node["host"], Cell(busy, "cyan")]
-        rows.append([*identity, *units.resources(node), str(node["lanes"]), up, state])
+        rows.append([*identity, *units.resources(node), str(node["lanes"]), up, standing(node)])
     lines = list(table.lines(columns, rows, width=width, colour=colour))
     if len(busiest) > _NODES_SHOWN:
         lines.append(f"and {len(busiest) - _NODES_SHOWN} more nodes")

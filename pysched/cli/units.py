@@ -94,6 +94,16 @@ def resources(node: Node) -> tuple[str, str, str]:
     )
 
 
+def allowed(node: Node) -> int:
+    """Attempts that it runs at most now; a server of before does not say."""
+    return node.get("allowed", node["workers"])
+
+
+def short_of(node: Node) -> str | None:
+    """Why these are fewer than its workers, if they are."""
+    return node.get("short_of")
+
+
 def moment(text: str) -> datetime:
     """Of the server's RFC 3339."""
     return datetime.fromisoformat(text.replace("Z", "+00:00"))

@@ -95,6 +95,8 @@ class Node(TypedDict):
     cpus_held: float
     mem_held: int
     gpus_held: float
+    allowed: int  # attempts that it runs at most now
+    short_of: str | None  # memory or cpu, for lack of which it runs fewer
 
 
 class Stats(TypedDict):
@@ -117,6 +119,7 @@ class Health(TypedDict, total=False):
     database: str
     problem: str
     nodes: int
+    short_nodes: int  # that run fewer for lack of memory or processors
     queue_files: int
     completed_files: int
     queued: int

@@ -42,8 +42,9 @@ class Dispatcher:
 
     `hold()` says why nothing is to be claimed now, or None.  `fenced()`: what a claim brings must not start any more.
     `alone()`: there is no other node whose work this one could take.  `reconcile()` hands back what the store counts as
-    this node's and the node knows nothing of: a claim whose answer was lost, or came too late.  `short()`: the last
-    claim left something that will fit once an attempt has given back what it holds; `capacity` is what they may hold.
+    this node's and the node knows nothing of: a claim whose answer was lost, or came too late.  `short()`: 0, or the
+    last claim left something that will fit once attempts have given back what they hold, and after so many of them it
+    is worth to look; `capacity` is what they may hold.
     """
 
     def __init__(
@@ -60,7 +61,7 @@ class Dispatcher:
         fenced: Callable[[], bool],
         alone: Callable[[], bool],
         reconcile: Callable[[], None],
-        short: Callable[[], bool],
+        short: Callable[[], int],
         capacity: Demand,
     ) -> None:
         self._core = core
@@ -79,7 +80,7 @@ class Dispatcher:
         self._reconcile = reconcile
         self._short = short
         self._capacity = capacity
-        self._short_since: int | None = None  # attempts released before the last claim, if it came short
+        self._short_until: int | None = None  # attempts released by when the next claim is due, if the last came short
         self._doubts: list[float] = []  # when to reconcile next, and after that
         self._news = threading.Condition()  # guards the seven below
         self._resumed = False
@@ -184,7 +185,7 @@ class Dispatcher:
         return (self._room and self._empty < len(Priority)) or self._vacant >= self._empty or self._has_got_resources()
 
     def _has_got_resources(self) -> bool:
-        return self._short_since is not None and self._short_since != self._attempts.released
+        return self._short_until is not None and self._attempts.released >= self._short_until
 
     def _round(self) -> None:
         """One scheduling round: promote what is due, then claim, prepare and submit until full or drained."""
@@ -198,7 +199,7 @@ class Dispatcher:
             self._reconcile()
             self._doubts.pop(0)
         if self._has_got_resources():
-            self._short_since = None
+            self._short_until = None
             self._tell(work=True, room=True)
         while not self._stopping:
             self._room, self._vacant = False, -1  # before we look: room that appears from now on must count
@@ -215,7 +216,8 @@ class Dispatcher:
             asked_s = time.monotonic()
             released = self._attempts.released
             claims = self._claim(lowest, limit, overdue)
-            self._short_since = released if self._short() else None
+            short = self._short()
+            self._short_until = released + short if short else None
             self._claim_s += (time.monotonic() - asked_s - self._claim_s) / 4
             self._claimed += limit
             if len(claims) < limit:

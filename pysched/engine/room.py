@@ -35,10 +35,13 @@ class Rooms:
     def look(self) -> Room:
         cpus, memory, gpus, waiting = self._core.resources()
         ends_per_s = self._rate.per_second(self._attempts.released, time.monotonic())
-        reserves = None if waiting else 0.0 if self._alone() else RESERVE_AFTER_S
+        alone = self._alone()
+        ahead = policy.prefetch(ends_per_s, alone=alone)
+        reserves = None if waiting else 0.0 if alone else RESERVE_AFTER_S
         return Room(
             capacity=self._capacity,
             free=Demand(cpus, memory, gpus),
-            ahead=max(0, policy.prefetch(ends_per_s) - waiting),
+            ahead=max(0, ahead - waiting),
+            again_after=max(1, ahead // 2),
             reserve_after_s=reserves,
         )

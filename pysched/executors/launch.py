@@ -127,8 +127,7 @@ class Launcher:
             env.pop("CUDA_VISIBLE_DEVICES", None)  # the core says which
         words = [os.fsencode(word) for word in argv]
         cwd = os.fsencode(task.cwd) if task.cwd is not None else self._work
-        # Its libraries were loaded with one thread each.
-        warm = ml and self._warm and threads == 1 and not any(map(_READ_AT_START.match, task.env))
+        warm = ml and self._warm and not any(map(_READ_AT_START.match, task.env))
         return _Plan(
             task=task,
             argv=words,

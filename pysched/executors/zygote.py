@@ -137,7 +137,7 @@ class Zygote:
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
                 cwd="/",
-                env=self._environ,
+                env={**self._environ, "LD_BIND_NOW": "1"},  # what a zygote has not resolved, each of its jobs would
             )
         except OSError:
             os.close(status)

@@ -79,7 +79,9 @@ class Claimer:
         self._clock = clock
         self._sized = False  # tasks that ask for something within reach wait, as far as is known
         self._reach: dict[str, int] = {}  # parameters: what this node could take now, and with all that it has
-        self.short = False  # the last claim left one that will fit once more is free
+        self._again_after = 0  # of the room
+        # The last claim left one that will fit once more is free, and after so many ends it is worth to look; 0: none.
+        self.short = 0
         self._whole_from_s = 0.0  # when a whole claim may be made again
         self._excess_s: deque[float] = deque(maxlen=_SLOW_IN_A_ROW)  # of the last whole claims
         self._heads: dict[Priority, tuple[int, int]] = {}  # rank and sequence before which nothing was left
@@ -87,9 +89,10 @@ class Claimer:
 
     def claim(self, *, lowest: Priority, limit: int, overdue: Sequence[Overdue] = ()) -> list[Claim]:
         """See `Store.claim`."""
-        self.short = False
+        self.short = 0
         room = self._room()
         self._reach = {**_amounts("", room.reach), **_amounts("has_", room.capacity)}
+        self._again_after = room.again_after
         claims = [] if self._sized else self._plain(lowest, limit, overdue)
         return claims or self._of_all(lowest, limit, overdue, room)
 
@@ -97,7 +100,8 @@ class Claimer:
         claims: list[Claim] = []
         for _ in range(_ROUNDS):
             found = self._candidates(lowest, limit - len(claims), overdue, room)
-            chosen, self.short = resources.choose(found, limit=limit - len(claims), room=room)
+            chosen, left = resources.choose(found, limit=limit - len(claims), room=room)
+            self.short = room.again_after if left else 0
             taken = self._take(chosen)
             claims += taken
             if len(taken) == len(chosen):
@@ -146,7 +150,7 @@ class Claimer:
         parameters = {"lowest": int(lowest), "limit": limit, **self._reach, **_overdue(overdue)}
         rows = self._database.execute(_QUERIES.claim, {**self._node, **parameters})
         claims = _in_order([claim_of(row) for *row, _, _ in rows])
-        self.short = any(left for *_, left in rows[:1])
+        self.short = self._again_after if rows and rows[0][-1] else 0
         self._excess_s.append(self._clock() - began_s - _TASK_S * len(claims))
         excess_s = min(self._excess_s) if len(self._excess_s) == _SLOW_IN_A_ROW else 0.0
         if excess_s <= _SLOW_S:
@@ -171,7 +175,7 @@ class Claimer:
         parameters.update(self._reach)
         rows = self._database.execute(_QUERIES.resume, {**self._node, **parameters})
         claims = _in_order([claim_of(row) for *row, _, _ in rows])
-        self.short = any(left for *_, left in rows[:1])
+        self.short = self._again_after if rows and rows[0][-1] else 0
         self._remember(claims, {})
         return claims
 

@@ -40,6 +40,7 @@ class Situation:
     nodes: int  # alive and not draining …
     workers: int  # … what they run at once …
     running: int  # … and what they ran at their last heartbeat
+    short_of: tuple[str, ...] = ()  # what those lack that run fewer for it
     demand: Demand | None = None  # what it asks for beside a worker
     offers: list[tuple[Demand, Demand]] = field(default_factory=list)  # what each of those nodes has, and what is held
 
@@ -96,9 +97,16 @@ def verdict(now: Situation) -> tuple[str, str]:
         return found
     if now.ahead or now.running >= now.workers:
         first = f"{ahead} come first" if now.ahead != 1 else f"{ahead} comes first"
-        busy = f"{min(now.running, now.workers)} of {now.workers} workers are busy"
+        busy = f"{min(now.running, now.workers)} of {now.workers} workers are busy{_fewer(now.short_of)}"
         return "behind", f"{first}, {busy}" if now.ahead else f"it is the next one; {busy}"
     return "next", "nothing is in its way; a node takes it in a moment"
+
+
+def _fewer(short_of: Sequence[str]) -> str:
+    """That some of the workers are withheld for now."""
+    if not short_of:
+        return ""
+    return f", others rest while their machine is short of {' and '.join(sorted(set(short_of)))}"
 
 
 def _lacking(demand: Demand, offers: Sequence[tuple[Demand, Demand]]) -> tuple[str, str] | None:
@@ -144,6 +152,7 @@ def _situation(conn: Conn, task_id: str) -> Situation:
         nodes=len(living),
         workers=sum(row[0] for row in living),
         running=sum(row[1] for row in living),
+        short_of=tuple(row[2] for row in living if row[2] is not None),
         demand=None if asked[0] is None else Demand(*asked),
-        offers=[(Demand(*row[2:5]), Demand(*row[5:8])) for row in living],
+        offers=[(Demand(*row[3:6]), Demand(*row[6:9])) for row in living],
     )

@@ -163,13 +163,18 @@ class Store(Control):
         parameters = {name: getattr(info, name) for name in info.__slots__}
         self._database.execute(_NODES.register, {**parameters, "lease_s": lease_s})
 
-    def renew(self, incarnation: uuid.UUID, lease_s: float, *, running: int) -> Others | None:
+    def renew(
+        self, incarnation: uuid.UUID, lease_s: float, *, running: int, allowed: int | None = None,
+        short_of: str | None = None,
+    ) -> Others | None:  # fmt: skip
         """Extend the lease; None if the node has ended or was swept, so that it owns nothing any more.
 
+        `allowed`: attempts that it runs at most, for lack of what `short_of` names; None: as many as it has workers.
         On a connection of its own, which an error closes: two calls that returned with none between that raised
         went over the same one.  Waits a few seconds at most; the same holds for `revive` and `end_expired`.
         """
-        parameters = {"incarnation": incarnation, "lease_s": lease_s, "running": running}
+        told = {"running": running, "allowed": allowed, "short_of": short_of}
+        parameters = {"incarnation": incarnation, "lease_s": lease_s, **told}
         rows = self._lease.execute(_NODES.renew, parameters)
         return Others(*rows[0]) if rows else None
 
@@ -249,7 +254,10 @@ class Store(Control):
         """The nodes that live, oldest first."""
         return [
             {
-                **{name: value if isinstance(value, int | float | str) else str(value) for name, value in row.items()},
+                **{
+                    name: value if isinstance(value, int | float | str | None) else str(value)
+                    for name, value in row.items()
+                },
                 **{name: views.rfc3339(row[name]) for name in ("started_at", "renewed_at", "lease_until")},
             }
             for row in (dict(zip(_NODE_COLUMNS, row, strict=True)) for row in self._database.execute(_NODES.list))
@@ -419,6 +427,7 @@ class Store(Control):
 _NODE_COLUMNS = (
     "incarnation", "home", "host", "pid", "workers", "lanes", "version", "running", "draining",
     "started_at", "renewed_at", "lease_until", "cpus", "mem", "gpus", "cpus_held", "mem_held", "gpus_held",
+    "allowed", "short_of",
 )  # fmt: skip
 
 

@@ -94,11 +94,12 @@ def test_what_runs_is_still_held_after_the_node_was_killed(site: Site) -> None:
 
 
 JOBS = """\
+import sys
 from os import environ
 
 
 def see():
-    return [environ["CUDA_VISIBLE_DEVICES"], environ["OMP_NUM_THREADS"]]
+    return [environ["CUDA_VISIBLE_DEVICES"], environ["OMP_NUM_THREADS"], "numpy" in sys.modules]
 """
 
 
@@ -110,9 +111,9 @@ def test_warm_jobs_get_their_devices_and_their_threads(site: Site) -> None:
     for name, asks in asked.items():
         site.drop(name, {**task, **asks})
     results = {name: record["result"] for name, record in site.all_done(3).items()}
-    assert results["two"] == ["GPU-aa,GPU-bb", "1"]
+    assert results["two"] == ["GPU-aa,GPU-bb", "1", True]
     assert results["part"][0] in {"GPU-aa", "GPU-bb"}
-    assert (results["wide"][0] in {"GPU-aa", "GPU-bb"}, results["wide"][1]) == (True, "3")
+    assert (results["wide"][0] in {"GPU-aa", "GPU-bb"}, *results["wide"][1:]) == (True, "3", True)
 
 
 TAKES = """\

@@ -25,7 +25,7 @@ from pysched.executors.zygote import Zygote
 from .conftest import Run, alive, few_descriptors, process_state, wait_until
 
 JOBS = """
-import ctypes, os, random, subprocess, sys, threading, time
+import ctypes, os, random, signal, subprocess, sys, threading, time
 
 def add(a, b=1):
     return a + b
@@ -39,6 +39,32 @@ def about():
 def randoms():
     import numpy
     return [random.random(), float(numpy.random.rand())]
+
+def draws_and_forks():
+    import json
+    receive, send = os.pipe()
+    if os.fork() == 0:
+        os.write(send, json.dumps(randoms()).encode())
+        os._exit(0)
+    os.wait()
+    return [*randoms(), *json.loads(os.read(receive, 1000))]
+
+def interrupts_itself():
+    try:
+        os.kill(os.getpid(), signal.SIGINT)
+        time.sleep(60)
+    except KeyboardInterrupt:
+        return "interrupted"
+
+def processors():
+    return sorted(os.sched_getaffinity(0))
+
+def multiplies_with():
+    import numpy
+    from pysched.ml import threads
+    a = numpy.ones((1000, 1000))
+    total = float((a @ a).sum())
+    return [total, len(os.listdir("/proc/self/task")), len(threads.setters())]
 
 def fails():
     raise LookupError("no such thing")
@@ -104,17 +130,20 @@ class Warm:
             table=str(table or ""),
         )
 
-    def launch(self, target: str, params: dict[str, Any] | None = None, **given: object) -> Launch:
+    def launch(
+        self, target: str, params: dict[str, Any] | None = None, extra: Sequence[bytes] = (), **given: object
+    ) -> Launch:
         launch = self.run.launch("entrypoint", target, **given)
         env = [
             b"PATH=/usr/bin:/bin",
             b"PYSCHED_RESULT=" + os.fsencode(self.folder / f"{launch.handle}.result"),
             b"PYSCHED_PARAMS=" + json.dumps(params or {}).encode(),
+            *extra,
         ]
         fields = {"handle": launch.handle, "env": env, "warm": True}
         return self.run.launch("entrypoint", target, **{**given, **fields})
 
-    def submit(self, target: str, params: dict[str, Any] | None = None, **given: object) -> int:
+    def submit(self, target: str, params: dict[str, Any] | None = None, **given: Any) -> int:
         return self.run.submit(self.launch(target, params, **given))[0]
 
     def end(self, handle: int) -> int:
@@ -196,11 +225,56 @@ def test_jobs_draw_different_numbers(warm: Make) -> None:
     assert len({number for pair in drawn for number in pair}) == 6
 
 
+def test_what_a_job_forks_itself_draws_other_numbers_than_the_job(warm: Make) -> None:
+    """Its random numbers are seeded after that fork, too, as in any Python program."""
+    jobs = warm()
+    own, numpys, forked, _ = jobs.result(jobs.submit("jobs:draws_and_forks"))
+    assert own != forked
+    assert own != numpys
+
+
+def test_a_job_gets_interrupts_and_the_zygote_none(warm: Make) -> None:
+    jobs = warm()
+    assert jobs.result(jobs.submit("jobs:interrupts_itself")) == "interrupted"
+    os.kill(jobs.pid(), signal.SIGINT)
+    assert jobs.result(jobs.submit("jobs:interrupts_itself")) == "interrupted"
+
+
+def test_variables_are_the_requests_even_where_one_is_said_twice(warm: Make) -> None:
+    """The last one counts, also if that is what the zygote has itself."""
+    jobs = warm()
+    given = [b"PATH=/elsewhere", b"OMP_NUM_THREADS=2", b"PATH=/usr/bin:/bin", b"OMP_NUM_THREADS=1"]
+    environment = jobs.result(jobs.submit("jobs:about", extra=given))["environment"]
+    assert (environment["PATH"], environment["OMP_NUM_THREADS"]) == ("/usr/bin:/bin", "1")
+    assert "OPENBLAS_NUM_THREADS" not in environment
+    assert "LD_BIND_NOW" not in environment
+
+
+@pytest.mark.parametrize("reuse", [0, 7])
+def test_jobs_that_ask_for_processors_are_pinned_if_that_is_wanted(warm: Make, reuse: int) -> None:
+    """Also those of a reused worker, which is let free for a call that asks for none."""
+    jobs = warm(affinity=True)
+    assert len(jobs.result(jobs.submit("jobs:processors", cpus=1000, reuse=reuse))) == 1
+    assert jobs.result(jobs.submit("jobs:processors", reuse=reuse)) == sorted(os.sched_getaffinity(0))
+    assert len(jobs.result(jobs.submit("jobs:processors", cpus=500, reuse=reuse))) == 1
+
+
 def test_threads_of_libc_and_of_blas_are_right_after_the_fork(warm: Make) -> None:
     jobs = warm()
     assert jobs.result(jobs.submit("jobs:names_its_threads"))
     assert jobs.result(jobs.submit("jobs:multiplies")) == [300.0**3] * 4
     assert Path(f"/proc/{jobs.pid()}/comm").read_text() != "renamed\n"
+
+
+@pytest.mark.parametrize("reuse", [0, 7])
+def test_libraries_compute_with_as_many_threads_as_a_job_is_told(warm: Make, reuse: int) -> None:
+    """Though the zygote had to load them with one."""
+    jobs = warm(workers=1, lanes=1)
+    for count in (1, 3):
+        extra = [b"OMP_NUM_THREADS=%d" % count]
+        total, running, told = jobs.result(jobs.submit("jobs:multiplies_with", extra=extra, reuse=reuse))
+        assert (total, running) == (1e9, count)
+        assert told
 
 
 def test_a_job_ends_like_a_program(warm: Make) -> None:

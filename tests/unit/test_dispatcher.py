@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import datetime, timezone
@@ -50,6 +52,7 @@ class Claims:
     def __init__(self) -> None:
         self.ready: list[Claim] = []
         self.asked: list[Priority] = []
+        self.fits = 1_000
         self._changed = threading.Condition()
 
     def put(self, priority: Priority, count: int) -> None:
@@ -59,7 +62,8 @@ class Claims:
     def take(self, lowest: Priority, limit: int, overdue: object) -> Sequence[Claim]:
         with self._changed:
             self.asked.append(lowest)
-            best = sorted((c for c in self.ready if c.priority <= lowest), key=lambda claim: claim.priority)[:limit]
+            best = sorted((c for c in self.ready if c.priority <= lowest), key=lambda claim: claim.priority)
+            best = best[: min(limit, self.fits)]
             self.ready = [claim for claim in self.ready if claim not in best]
             self._changed.notify_all()
             return best
@@ -76,10 +80,12 @@ def claims(monkeypatch: pytest.MonkeyPatch) -> Claims:
 
 
 @contextmanager
-def dispatching(core: StillCore, claims: Claims) -> Iterator[Dispatcher]:
+def dispatching(
+    core: StillCore, claims: Claims, attempts: Attempts | None = None, short: Callable[[], int] = lambda: 0
+) -> Iterator[Dispatcher]:
     instance = Dispatcher(
         cast(Core, core),
-        Attempts(),
+        Attempts() if attempts is None else attempts,
         claim=claims.take,
         promote=lambda: None,
         prepare=lambda key, task: _PROGRAM,
@@ -89,7 +95,7 @@ def dispatching(core: StillCore, claims: Claims) -> Iterator[Dispatcher]:
         fenced=lambda: False,
         alone=lambda: False,
         reconcile=lambda: None,
-        short=lambda: False,
+        short=short,
         capacity=NOTHING,
     )
     instance.start()
@@ -120,6 +126,31 @@ def test_work_of_a_higher_class_is_claimed_by_a_node_full_of_lower_ones(claims: 
     assert core.waiting == [1, 0, 2]
 
 
+def test_what_did_not_fit_is_asked_for_again_after_as_many_ends_as_make_it_worth_a_claim(claims: Claims) -> None:
+    """One that takes several costs little more than one that takes one."""
+    attempts = Attempts()
+    released: list[int] = []  # at each claim
+
+    def short() -> int:
+        released.append(attempts.released)
+        return 2 if claims.ready else 0
+
+    claims.fits = 3
+    claims.put(Priority.LOW, 6)
+    with dispatching(StillCore(workers=10), claims, attempts, short) as instance:
+        deadline = time.monotonic() + DEADLINE_S
+        while len(attempts) < 3:
+            assert time.monotonic() < deadline
+            time.sleep(0.001)
+        for _ in range(2):
+            attempts.remove(attempts.handles()[:1])
+            for _ in range(100):
+                instance.room()
+                os.sched_yield()
+        claims.wait(lambda: not claims.ready)
+    assert released == [0, 2]
+
+
 def test_nothing_is_asked_twice_without_news(claims: Claims) -> None:
     with dispatching(StillCore(workers=2), claims) as instance:
         claims.put(Priority.LOW, 1)
@@ -138,7 +169,7 @@ def _claim(priority: Priority, number: int) -> Claim:
         priority=priority,
         rank=0,
         sequence=number,
-        spec=Task(command=["/bin/true"]).spec(),
+        spec=Task(command=["/bin/true"], cpus=1).spec(),
         failures=0,
         submitted_at=datetime.now(timezone.utc),
         waited_s=0.0,

@@ -74,7 +74,7 @@ SELECT count(*) FROM (
 
 -- name: capacity
 -- A node a row, with what it has and what is held of it.
-SELECT n.workers, n.running, n.cpus, n.mem, n.gpus, coalesce(held.cpus, 0), coalesce(held.mem, 0), coalesce(held.gpus, 0)
+SELECT coalesce(least(n.allowed, n.workers), n.workers), n.running, n.short_of, n.cpus, n.mem, n.gpus, coalesce(held.cpus, 0), coalesce(held.mem, 0), coalesce(held.gpus, 0)
 FROM pysched.nodes AS n LEFT JOIN (
     SELECT holder, sum(cpus)::bigint, sum(mem)::bigint, sum(gpus)::bigint
     FROM pysched.tasks WHERE place = 'claimed' AND cpus IS NOT NULL

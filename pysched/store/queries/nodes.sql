@@ -14,7 +14,7 @@ WITH others AS (
 )
 UPDATE pysched.nodes
 SET renewed_at = clock_timestamp(), lease_until = clock_timestamp() + make_interval(secs => %(lease_s)s),
-    running = %(running)s
+    running = %(running)s, allowed = %(allowed)s, short_of = %(short_of)s
 FROM others
 WHERE incarnation = %(incarnation)s AND ended_at IS NULL
 RETURNING others.living, others.expired;
@@ -87,7 +87,7 @@ ORDER BY sequence;
 -- name: list
 SELECT incarnation, home, host, pid, workers, lanes, version, running, draining, started_at, renewed_at, lease_until,
     nodes.cpus / 1000.0::float8, nodes.mem, nodes.gpus / 1000.0::float8, coalesce(held.cpus, 0) / 1000.0::float8, coalesce(held.mem, 0)::bigint,
-    coalesce(held.gpus, 0) / 1000.0::float8
+    coalesce(held.gpus, 0) / 1000.0::float8, coalesce(least(allowed, workers), workers), short_of
 FROM pysched.nodes LEFT JOIN (
     SELECT holder, sum(cpus)::bigint, sum(mem)::bigint, sum(gpus)::bigint
     FROM pysched.tasks WHERE place = 'claimed' AND state = 'running' AND cpus IS NOT NULL

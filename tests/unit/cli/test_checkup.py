@@ -113,3 +113,17 @@ def test_the_command(scheduler: CommandLine, tmp_path: Path) -> None:
     (tmp_path / "token").write_text("x")
     (tmp_path / "token").chmod(0o644)
     assert scheduler(*words).code == 1
+
+
+def test_how_memory_limits_are_kept_and_whether_pressure_is_known(tmp_path: Path) -> None:
+    assert "KILL" in examine(tmp_path)["memory limits"].found
+    home, folder = tmp_path / "home", tmp_path / "pressed"
+    home.mkdir()
+    folder.mkdir()
+    (home / "pysched.toml").write_text(f'pressure = "{folder}"\n')
+    assert examine(home)["pressure"].level == "warn"
+    (folder / "memory").write_text("some avg10=12.00 avg60=0.00 avg300=0.00 total=1\n")
+    found = examine(home)["pressure"]
+    assert (found.level, "memory 12%" in found.found) == ("ok", True)
+    (home / "pysched.toml").write_text("memory_pressure = 0\ncpu_pressure = 0\n")
+    assert "is not looked at" in examine(home)["pressure"].found
