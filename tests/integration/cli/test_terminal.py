@@ -94,6 +94,21 @@ def terminal(*words: str) -> Iterator[Terminal]:
         found.close()
 
 
+def test_a_watched_listing_fits_the_terminal(api: Api) -> None:
+    tag = f"t{uuid.uuid4().hex}"
+    for number in range(30):
+        api.submit(name=f"row {number}", tags=[tag])
+    with terminal("ls", "--watch", f"tag={tag}", "-c", "row,name") as screen:
+        screen.wait_for("and more\r\n")
+        _, _, picture = screen.seen.decode().partition("ROW")
+        shown = picture.partition("and more")[0].splitlines()[1:]
+        assert [line.split()[-1] for line in shown] == [str(number) for number in range(29, 8, -1)]  # 21 of 24 lines
+        api.submit(name="row news", tags=[tag])
+        screen.wait_for("news")
+        screen.process.send_signal(signal.SIGINT)
+        assert screen.ended() == 130
+
+
 def test_top_from_beginning_to_end(api: Api) -> None:
     task_id = api.submit(name="the task to look at")
     with terminal("top", "-i", "0.1s") as screen:
