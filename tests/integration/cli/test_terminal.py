@@ -17,6 +17,7 @@ import uuid
 from collections.abc import Iterator
 
 from pysched.model import new_id
+from pysched.selection import Selection
 from pysched.task import parse_task
 from tests.integration.api.conftest import Api
 
@@ -107,6 +108,7 @@ def test_a_watched_listing_fits_the_terminal(api: Api) -> None:
         screen.wait_for("news")
         screen.process.send_signal(signal.SIGINT)
         assert screen.ended() == 130
+    api.store.cancel_many(Selection(tags=(tag,)), limit=100)  # others want to see nothing wait
 
 
 def test_top_from_beginning_to_end(api: Api) -> None:
