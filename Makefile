@@ -113,6 +113,7 @@ bench-http: $(VENV)/.editable
 	$(BIN)/python -m benchmarks.batch_rate
 	$(BIN)/python -m benchmarks.many_tasks
 	$(BIN)/python -m benchmarks.listeners
+	$(BIN)/python -m benchmarks.first_instruction
 
 # The ready queue on native threads and the timers, without processes: their cost, their memory, their peers.
 bench-queue: $(VENV)/.editable

@@ -19,6 +19,9 @@ from pysched.model import Priority, TaskType, new_id
 from pysched.resources import Demand
 from pysched.task import BATCH_TASKS, Task
 
+_PIECE_BYTES = 64 * 1024  # of an array that is read at once: other threads wait for so long …
+_PIECE_MOST = 1024 * 1024  # … or at most so long, where objects do not end as they are expected to
+
 
 class Draft:
     """What the store asks of a new task, under the names of `Task`."""
@@ -55,15 +58,50 @@ def draft(data: bytes) -> Draft | None:
 
 
 def drafts(data: bytes) -> Iterator[Entry]:
-    """A JSON array of tasks, as `parse_tasks`, each with an id; raises what that raises."""
-    count = 0
-    for piece in task.pieces(data):
-        try:
-            found: list[Entry] = [*map(_checked, _read_many(piece))]
-        except ValueError:
-            found = [each.identified() for each in task.parse_piece(piece, count)]
-        count += len(found)
+    """A JSON array of tasks, as `parse_tasks`, each with an id; raises what that raises.
+
+    A long one is read in pieces, cut where an object seems to end.  What is a whole array up to there has been cut
+    right; where it is not, or a task is wrong, all is looked at once more, exactly, by `task.pieces`.
+    """
+    count, start = 0, data.find(b"[") + 1
+    while start:
+        piece, after = _piece(data, start)
+        found = _all_of(piece) if len(piece) <= _PIECE_MOST else []
+        if not found:
+            break
+        count = _counted(count, found)
         yield from found
+        if not after:
+            return
+        start = after
+    seen = 0
+    for part in task.pieces(data):
+        found = _all_of(part) or [each.identified() for each in task.parse_piece(part, seen)]
+        yield from found[max(0, count - seen) :]
+        seen = _counted(seen, found)
+
+
+def _all_of(piece: str | bytes) -> list[Entry]:
+    """The tasks of an array; none if something is wrong about one of them."""
+    try:
+        return [*map(_checked, _read_many(piece))]
+    except ValueError:
+        return []
+
+
+def _piece(data: bytes, start: int) -> tuple[bytes, int]:
+    """An array of what begins there, and where the next piece begins; 0 if this is the last one."""
+    end = data.find(b"},", start + _PIECE_BYTES) + 1 if len(data) - start > _PIECE_BYTES else 0
+    if not end:
+        return (data if start == data.find(b"[") + 1 else b"[" + data[start:]), 0
+    head = data[: start - 1] if start == data.find(b"[") + 1 else b""  # what must not be there is refused with it
+    return b"%b[%b]" % (head, data[start:end]), end + 1
+
+
+def _counted(before: int, found: list[Entry]) -> int:
+    if before + len(found) > BATCH_TASKS:
+        raise task.too_many()
+    return before + len(found)
 
 
 def _checked(given: Mapping[str, Any]) -> Draft:

@@ -350,12 +350,16 @@ def pieces(data: str | bytes) -> Iterator[str | bytes]:
         yield data
         return
     if len(ends) > BATCH_TASKS:
-        raise TaskError(Problem("", f"a batch holds at most {BATCH_TASKS} tasks; send the rest in another"))
+        raise too_many()
     start = text.index("[") + 1
     for end in ends[_PIECE_TASKS - 1 : -1 : _PIECE_TASKS]:
         yield f"[{text[start:end]}]"
         start = text.index(",", end) + 1
     yield f"[{text[start : ends[-1]]}]"
+
+
+def too_many() -> TaskError:
+    return TaskError(Problem("", f"a batch holds at most {BATCH_TASKS} tasks; send the rest in another"))
 
 
 def _ends(text: str) -> list[int]:

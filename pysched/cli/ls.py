@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from pysched.client.calls import Filters
     from pysched.client.results import TaskSummary
 
+_AROUND = 3  # lines of a watched listing beside its rows: the head, `and more`, and the cursor's
 _COMPLETE_ID = 18  # an id up to this length is never shortened
 
 
@@ -62,9 +63,9 @@ def command(
         _show(session, chosen, wanted, order, names, long)
         return
     while True:
-        if session.on_terminal:
-            click.clear()
-        _show(session, chosen, wanted, order, names, long)
+        visible = session.height - _AROUND if session.on_terminal else wanted
+        shown = visible if wanted is None or visible is None else min(wanted, max(1, visible))
+        _show(session, chosen, shown, order, names, long, clear=session.on_terminal)
         time.sleep(2)
 
 
@@ -112,9 +113,18 @@ def _print_all(session: Session, chosen: Filters, limit: int | None, order: _Ord
 
 
 def _show(
-    session: Session, chosen: Filters, limit: int | None, order: _Order | None, names: list[str], long: bool
+    session: Session,
+    chosen: Filters,
+    limit: int | None,
+    order: _Order | None,
+    names: list[str],
+    long: bool,
+    *,
+    clear: bool = False,
 ) -> None:
     tasks, more = _fetch(session, chosen, limit, order)
+    if clear:
+        click.clear()
     recent.remember(session.client.url, "listed", [task["id"] for task in tasks])
     if not tasks:
         session.note("no task fits" if chosen else "there are no tasks yet; submit one: scheduler submit -- echo hello")
@@ -133,7 +143,9 @@ def _show(
                 cells.append(_COLUMNS[name][2](task, now))
         rows.append(cells)
     session.table([_COLUMNS[name][1] for name in names], rows)
-    if more:
+    if more and clear:
+        session.note("and more")
+    elif more:
         session.note(f"and more: the newest {len(tasks)} are shown; see them all with --all, or more with -n")
 
 

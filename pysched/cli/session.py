@@ -48,6 +48,11 @@ class Session:
         return shutil.get_terminal_size().columns if self.on_terminal else None
 
     @property
+    def height(self) -> int:
+        """Lines of the terminal."""
+        return shutil.get_terminal_size().lines
+
+    @property
     def is_json(self) -> bool:
         return self.form == "json"
 

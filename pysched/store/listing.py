@@ -19,7 +19,7 @@ from pysched.selection import Selection
 from pysched.store import sql
 from pysched.store.database import Conn, Database
 
-LOOKED = 5_000  # tasks that one page may look at
+LOOKED = 2_500  # tasks that one page may look at
 _LAST = 2**63 - 1
 _LONGEST = timedelta(hours=1)  # a transaction that accepts tasks: `submitted_at` is its start, `sequence` comes later
 

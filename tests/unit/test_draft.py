@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from pysched import draft as draft_module
 from pysched.draft import Draft, Entry, draft, drafts
 from pysched.errors import TaskError
-from pysched.task import Task, parse_task, parse_tasks
+from pysched.task import BATCH_TASKS, Task, parse_task, parse_tasks
 
 TRACE = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"
 TEXT = st.text(max_size=5) | st.sampled_from(["", "\\", '"', "\u2028", "a\tb", "\0", "é", "x" * 300])
@@ -90,13 +92,57 @@ def test_what_is_no_object(body: bytes) -> None:
     held(draft(body), told(body))
 
 
-def test_an_array() -> None:
-    tasks: list[dict[str, Any]] = [{"id": f"t{number}", "command": "x" * 500} for number in range(1200)]
-    data = json.dumps(tasks).encode()  # longer than a piece
-    found, expected = [*drafts(data)], [*parse_tasks(data)]
-    assert [each.id for each in found] == [task["id"] for task in tasks]
-    assert [*map(row, found)] == [*map(row, expected)]
-    assert all(isinstance(each, Draft) for each in found)
+DEEP = {"deep": [{"a": "},{"}, {"b": '"},'}]}
+TASKS: list[dict[str, Any]] = [{"id": f"t{number}", "command": "x" * 500, "params": DEEP} for number in range(1200)]
+
+
+def outcome(read: Callable[[], Iterable[Entry]]) -> list[object]:
+    """The rows, or the error."""
+    try:
+        return [*map(row, read())]
+    except TaskError as error:
+        return [str(error), error.index]
+
+
+def compared(data: bytes) -> None:
+    """The drafts are the tasks, or wrong in the same words."""
+    assert outcome(lambda: drafts(data)) == outcome(lambda: parse_tasks(data))
+
+
+@pytest.mark.parametrize("indent", [None, 2], ids=["in a line", "indented"])
+@pytest.mark.parametrize("separators", [(",", ":"), (" ,", ": ")], ids=["near", "far"])
+def test_an_array(monkeypatch: pytest.MonkeyPatch, indent: int | None, separators: tuple[str, str]) -> None:
+    data = b" " + json.dumps(TASKS, indent=indent, separators=separators).encode() + b"\n"
+    for piece in (64 * 1024, 700, 10):  # ends in the middle of tasks, too
+        monkeypatch.setattr(draft_module, "_PIECE_BYTES", piece)
+        compared(data)
+        found = [*drafts(data)]
+        assert [each.id for each in found] == [task["id"] for task in TASKS]
+
+
+def test_most_of_a_long_array_are_drafts() -> None:
+    assert all(isinstance(each, Draft) for each in drafts(json.dumps(TASKS).encode()))
+
+
+@pytest.mark.parametrize("most", [64 * 1024 * 1024, 1])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "[]", "[ ]", "", "{}", "x[{}]", "[{}", "[{}]]", "[{}]x", "[{},]", "[,{}]", "[{},{}", "[{},,{}]", "null", '["',
+        '[{"id":"a"},{"id":1}]', '[{"id":"a"},{}x]', "[[{}],{}]", '[{"command":"},{"},{"rank":2}]',
+        '[{"params":{"a":[{},{}]}},{}]',
+    ],
+)  # fmt: skip
+def test_what_is_no_array_of_tasks(monkeypatch: pytest.MonkeyPatch, text: str, most: int) -> None:
+    monkeypatch.setattr(draft_module, "_PIECE_BYTES", 1)
+    monkeypatch.setattr(draft_module, "_PIECE_MOST", most)
+    compared(text.encode())
+    compared(text.replace("},{", "} , {").encode())
+
+
+def test_too_many() -> None:
+    compared(b"[" + b"{}," * BATCH_TASKS + b"{}]")
+    compared(b"[" + b"{}," * (BATCH_TASKS - 1) + b"{}]")
 
 
 def test_a_wrong_one_in_an_array_is_named() -> None:

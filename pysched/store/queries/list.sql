@@ -62,7 +62,8 @@ t.priority = ANY(%(priorities)s::smallint[])
 t.type = %(type)s
 
 -- name: tags
-(SELECT count(*) FROM pysched.tags AS own WHERE own.tag = ANY(%(tags)s::text[]) AND own.sequence = t.sequence)
+-- Of `looked`: before the task is read.
+(SELECT count(*) FROM pysched.tags AS own WHERE own.tag = ANY(%(tags)s::text[]) AND own.sequence = looked.sequence)
     = cardinality(%(tags)s::text[])
 
 -- name: id

@@ -17,6 +17,7 @@ import uuid
 from collections.abc import Iterator
 
 from pysched.model import new_id
+from pysched.selection import Selection
 from pysched.task import parse_task
 from tests.integration.api.conftest import Api
 
@@ -92,6 +93,22 @@ def terminal(*words: str) -> Iterator[Terminal]:
         yield found
     finally:
         found.close()
+
+
+def test_a_watched_listing_fits_the_terminal(api: Api) -> None:
+    tag = f"t{uuid.uuid4().hex}"
+    for number in range(30):
+        api.submit(name=f"row {number}", tags=[tag])
+    with terminal("ls", "--watch", f"tag={tag}", "-c", "row,name") as screen:
+        screen.wait_for("and more\r\n")
+        _, _, picture = screen.seen.decode().partition("ROW")
+        shown = picture.partition("and more")[0].splitlines()[1:]
+        assert [line.split()[-1] for line in shown] == [str(number) for number in range(29, 8, -1)]  # 21 of 24 lines
+        api.submit(name="row news", tags=[tag])
+        screen.wait_for("news")
+        screen.process.send_signal(signal.SIGINT)
+        assert screen.ended() == 130
+    api.store.cancel_many(Selection(tags=(tag,)), limit=100)  # others want to see nothing wait
 
 
 def test_top_from_beginning_to_end(api: Api) -> None:
