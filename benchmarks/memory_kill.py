@@ -63,15 +63,16 @@ def step(limit_mib):
     time.sleep(600)
 
 def many(limit_mib):
-    for number in range(4):
-        if number == 3 or os.fork() == 0:
-            block = mmap.mmap(-1, limit_mib // 3 * MIB, flags=mmap.MAP_PRIVATE)
-            if number == 3:
-                time.sleep(0.5)
-            touch(block, 0, limit_mib // 3 * MIB)
-            if number == 3:
-                crossed()
+    for number in range(3):
+        if os.fork() == 0:
+            block = mmap.mmap(-1, limit_mib // 6 * MIB, flags=mmap.MAP_PRIVATE)
+            touch(block, 0, limit_mib // 6 * MIB)
             time.sleep(600)
+    time.sleep(0.5)
+    block = mmap.mmap(-1, limit_mib // 2 * MIB, flags=mmap.MAP_PRIVATE)
+    crossed()  # in a moment
+    touch(block, 0, limit_mib // 2 * MIB)
+    time.sleep(600)
 
 def neighbour(until):
     longest = 0.0
