@@ -46,6 +46,7 @@ class Report:
     reused: int = 0  # executions in a process that had made a call before
     causes: Counter[str] = field(default_factory=Counter)  # of the attempts that another followed
     seconds: float = 0.0
+    settled_s: float = 0.0  # from the last fault until everything had ended and stopped
     kept: str = ""  # the folder of a run that went wrong
 
     def __str__(self) -> str:
@@ -55,7 +56,8 @@ class Report:
             f"seed {self.seed}: {self.kills} kills, {self.others} other faults, {self.tasks} tasks, "
             f"{self.acknowledged} acknowledged, {self.executions} executions, {self.again} again, "
             f"{self.reused} in used workers; "
-            f"{len(self.violations)} violations; {self.seconds:.0f} s\n  faults: {hit}\n  causes: {causes}"
+            f"{len(self.violations)} violations; {self.seconds:.0f} s, "
+            f"{self.settled_s:.0f} of them to come to rest\n  faults: {hit}\n  causes: {causes}"
         )
 
 
@@ -103,7 +105,9 @@ def require_faults(report: Report) -> None:
 
 def judge(world: World, clients: Clients, report: Report, *, settle_s: float = SETTLE_S) -> History:
     """Let the world come to rest, and hold what happened against the promise."""
+    began = time.monotonic()
     late = settle(world, clients, settle_s)
+    report.settled_s = time.monotonic() - began
     history = collect(world, clients, settled=late is None)
     if late is not None:  # first: it says why all that follows did not end
         report.violations.append(Violation("does not settle", "-", late))
