@@ -52,6 +52,7 @@ def claim(conn: Conn, node: uuid.UUID, limit: int) -> list[tuple[Any, ...]]:
     columns = {
         "node": node, "lowest": 2, "limit": limit, "overdue_priorities": "{}", "overdue_after": "{}",
         "overdue_limits": "{}", "schema": 1_000,
+        **dict.fromkeys(("cpus", "mem", "gpus", "has_cpus", "has_mem", "has_gpus"), 0),
     }  # fmt: skip
     return conn.execute(_CLAIM.claim, columns).fetchall()
 

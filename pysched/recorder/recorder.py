@@ -37,9 +37,11 @@ Backlog = Callable[[], bool]  # whether attempts wait for a worker
 Finish = Callable[[Sequence[Outcome]], "tuple[Sequence[Record], Sequence[AttemptKey]]"]
 
 
-def _rest_s(began_s: float, backlog: bool) -> float:
-    """How long to let a batch gather, if the one before began at `began_s`."""
-    return began_s + _GATHER_S[backlog] - time.monotonic()
+def _gather(arrived: threading.Condition, began_s: float, backlog: Backlog, stopping: Callable[[], bool]) -> None:
+    """Let a batch gather, where the one before began at `began_s`; with a backlog ends its longer time, once there is a
+    notification."""
+    while not stopping() and (left_s := began_s + _GATHER_S[backlog()] - time.monotonic()) > 0:
+        arrived.wait(left_s)
 
 
 class Batch:
@@ -117,7 +119,8 @@ class Recorder:
 
     def put(self, started: Sequence[Started], outcomes: Sequence[Outcome]) -> None:
         with self._arrived:
-            if not self._inbox or (outcomes and not self._inbox.outcomes):  # else it has been told
+            first = not self._inbox or (outcomes and not self._inbox.outcomes)
+            if first or not self._backlog():  # else it has been told, and has time
                 self._arrived.notify()
             self._inbox.started += started
             self._inbox.outcomes += outcomes
@@ -146,7 +149,7 @@ class Recorder:
         """Wait for something to do; False when stopping and there is nothing left."""
         with self._arrived:
             self._arrived.wait_for(lambda: self._inbox or self._stopping)
-            self._arrived.wait_for(lambda: self._stopping, _rest_s(self._began_s, self._backlog()))
+            _gather(self._arrived, self._began_s, self._backlog, lambda: self._stopping)
             self._began_s = time.monotonic()
             self._batch, self._inbox = self._inbox, Batch()
             return bool(self._batch)
@@ -310,7 +313,7 @@ class Deliverer:
         """What has arrived; nothing if it is time to look into the store, or stopping."""
         with self._arrived:
             self._arrived.wait_for(lambda: self._waiting or self._look or self._stopping)
-            self._arrived.wait_for(lambda: self._stopping, _rest_s(self._began_s, self._backlog()))
+            _gather(self._arrived, self._began_s, self._backlog, lambda: self._stopping)
             self._began_s = time.monotonic()
             batch, self._waiting = self._waiting[:_BATCH], self._waiting[_BATCH:]
             if not batch:
