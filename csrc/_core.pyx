@@ -210,10 +210,7 @@ cdef class Core:
             deadline_ns = to_ns("timeout_s", timeout_s) + now(CLOCK_BOOTTIME)
         while how == POLL_INTERRUPTED:
             with nogil:
-                how = outbox_poll(
-                    &self.engine.outbox, &batch, most, deadline_ns,
-                    GATHER_BUSY_NS if queue_has_work(&self.engine.queue) else GATHER_NS,
-                )
+                how = outbox_poll(&self.engine.outbox, &batch, most, deadline_ns, &self.engine.queue)
             if how == POLL_INTERRUPTED:
                 PyErr_CheckSignals()
         return [event_of(&batch[i]) for i in range(batch.size())]

@@ -130,32 +130,36 @@ cdef bint outbox_take(Outbox* outbox, array[Note]* batch, size_t limit) noexcept
     return True
 
 
-cdef bint outbox_gather(Outbox* outbox, size_t limit, int64_t deadline_ns, int64_t gather_ns) noexcept nogil:
+cdef bint outbox_gather(Outbox* outbox, size_t limit, int64_t deadline_ns, Queue* queue) noexcept nogil:
     """Under the mutex, which is free meanwhile: let notes gather if some were taken just now; False: interrupted.
 
-    Nobody counts as a poller here, so lanes post without a system call.  A wake() is at most `gather_ns` late."""
+    Nobody counts as a poller here, so lanes post without a system call.  Whether attempts wait is asked each GATHER_NS,
+    by which the last of a batch, and a wake(), may be late."""
     cdef timespec rest
-    cdef int64_t now_ns, until_ns = outbox.taken_ns + gather_ns
-    cdef int slept
-    if outbox.taken_ns == 0 or outbox.woken or outbox.closed or outbox.notes.size() - outbox.first >= limit:
-        return True
-    if 0 <= deadline_ns < until_ns:
-        until_ns = deadline_ns
-    now_ns = now(CLOCK_BOOTTIME)
-    if now_ns >= until_ns:
-        return True
+    cdef int64_t now_ns, until_ns
+    cdef int slept = 0
     rest.tv_sec = 0
-    rest.tv_nsec = until_ns - now_ns
-    outbox.mutex.unlock()
-    slept = ppoll(NULL, 0, &rest, NULL)
-    outbox.mutex.lock()
-    return slept == 0
+    while slept == 0:
+        if outbox.taken_ns == 0 or outbox.woken or outbox.closed or outbox.notes.size() - outbox.first >= limit:
+            return True
+        until_ns = outbox.taken_ns + (GATHER_BUSY_NS if queue_has_work(queue) else GATHER_NS)
+        if 0 <= deadline_ns < until_ns:
+            until_ns = deadline_ns
+        now_ns = now(CLOCK_BOOTTIME)
+        if now_ns >= until_ns:
+            return True
+        rest.tv_nsec = min(until_ns - now_ns, GATHER_NS)
+        outbox.mutex.unlock()
+        slept = ppoll(NULL, 0, &rest, NULL)
+        outbox.mutex.lock()
+    return False
 
 
 cdef Polled outbox_poll(
-    Outbox* outbox, array[Note]* batch, size_t limit, int64_t deadline_ns, int64_t gather_ns
+    Outbox* outbox, array[Note]* batch, size_t limit, int64_t deadline_ns, Queue* queue
 ) noexcept nogil:
-    """Wait for notes until `deadline_ns` of CLOCK_BOOTTIME (-1: for ever) and take up to `limit`."""
+    """Wait for notes until `deadline_ns` of CLOCK_BOOTTIME (-1: for ever) and take up to `limit`; more time for them to
+    gather while there is work in `queue`."""
     cdef pollfd watched
     cdef timespec rest
     cdef int64_t rest_ns
@@ -163,7 +167,7 @@ cdef Polled outbox_poll(
     cdef int ready
     cdef bint done, signal
     outbox.mutex.lock()
-    if not outbox_gather(outbox, limit, deadline_ns, gather_ns):
+    if not outbox_gather(outbox, limit, deadline_ns, queue):
         outbox.mutex.unlock()
         return POLL_INTERRUPTED
     while True:

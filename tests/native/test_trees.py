@@ -323,6 +323,18 @@ def test_a_stranger_with_a_reused_number_is_left(start: Start, token: str, membe
         stranger.wait()
 
 
+@pytest.mark.skipif(not os.access(LAST_PID, os.W_OK), reason="only root may choose the next pid")
+@pytest.mark.parametrize("rest", [10, 100])
+def test_a_tree_that_forks_is_ended_while_numbers_begin_anew(start: Start, token: str, rest: int) -> None:
+    run = start(subreaper=True)
+    program = quoted(FORKS_FOR_EVER.replace("TOKEN", token))
+    (handle,) = run.submit(run.shell(f"{sys.executable} -S -c {program}; exec sleep {token}"))
+    wait_until((run.folder / "grown").exists, "the tree to grow")
+    LAST_PID.write_text(str(int(Path("/proc/sys/kernel/pid_max").read_text()) - rest))
+    cancel(run, handle)
+    assert carriers(token) == set()
+
+
 def with_number(number: int, token: str) -> subprocess.Popen[bytes]:
     """A session leader that has this pid."""
     for _ in range(100):
