@@ -283,7 +283,8 @@ class TestHealth:
             0,
         )
         assert health.keys() == {
-            "status", "version", "database", "nodes", "short_nodes", "queue_files", "completed_files", "queued", "running",
+            "status", "version", "database", "nodes", "short_nodes", "queue_files", "completed_files",
+            "queued", "running",
         }  # fmt: skip
         queued = health["queued"]
         api.submit()
