@@ -175,6 +175,8 @@ cdef void crew_free(Crew* crew) noexcept:
         killer_free(engine.killer)
     if engine.memory != NULL:
         memory_free(engine.memory)
+    for i in range(engine.lanes):  # before the records: a lane's timers may still point into them
+        lane_free(crew.lanes[i])
     while entry != engine.registry.end():
         record = dereference(entry).second
         if record.state.load() >= RECORD_TAKEN:  # the others have a ticket
@@ -188,7 +190,6 @@ cdef void crew_free(Crew* crew) noexcept:
         record_free(parked[i])
     del engine.admission
     for i in range(engine.lanes):
-        lane_free(crew.lanes[i])
         if engine.mail[i].bell >= 0:
             close(engine.mail[i].bell)
         del engine.mail[i]
