@@ -159,11 +159,13 @@ INSTRUMENTED_PYTEST = cd $(INSTRUMENTED) && env/bin/$(notdir $(or $(LAUNCHER),py
 # library, so it is preloaded by this interpreter's own launcher alone, and taken out of the environment at its start.
 sanitize: $(SANITIZERS:%=sanitize-%)
 
-# ThreadSanitizer holds back signals from a thread that waits for a lock, and does not survive a fork of several threads.
+# ThreadSanitizer holds back signals from a thread that waits for a lock, does not survive a fork of several threads, and
+# has a thread of its own, which is counted.
 sanitize-thread: DESELECTED = $(addprefix --deselect=tests/unit/test_executor_, \
 	future.py::test_the_main_thread_can_be_interrupted_while_it_waits \
 	future.py::test_a_signal_that_raises_nothing_does_not_end_the_wait \
-	process.py::test_a_forked_child_does_not_hang process.py::test_fork_from_a_call)
+	process.py::test_a_forked_child_does_not_hang process.py::test_fork_from_a_call) \
+	--deselect=tests/native/test_zygote.py::test_libraries_compute_with_as_many_threads_as_a_job_is_told
 sanitize-thread: RUNTIME = libtsan.so
 sanitize-address: RUNTIME = libasan.so
 $(SANITIZERS:%=sanitize-%): LAUNCHER = $(INSTRUMENTED)/env/bin/launcher
