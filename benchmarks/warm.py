@@ -82,7 +82,7 @@ for pid in pids:
     os.kill(pid, signal.SIGKILL)
     os.waitpid(pid, 0)
 """
-_CELERY = str(Path(__file__).parent / "peers" / "celery_calls.py")
+_CELERY = str(Path(__file__).parent / "peers" / "celery_prefork.py")
 _numbers = counter()
 
 
@@ -174,7 +174,7 @@ def reused(count: int, rounds: int, peers: str | None) -> None:
         pooled()
         contenders = {"reused": lambda: timed(durably), "ProcessPoolExecutor": lambda: timed(pooled)}
         if peers is not None:
-            celery = lap_of(peers, _CELERY, count // 5)
+            celery = lap_of(peers, _CELERY, "calls", count // 5)
             contenders["Celery prefork"] = lambda: _scaled(celery(), 5.0)
         with durable_server.running() as stores:
             no_ops = -(-count // 1_000) * 1_000

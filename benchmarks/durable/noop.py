@@ -92,7 +92,8 @@ def _graphile(peers: Path) -> Runner:
 
 
 def _celery(peers: Path, count: int) -> Lap:
-    command = [str(peers / "bin" / "python"), str(HERE / "celery_noop.py"), str(count // 10)]
+    program = HERE.parent / "peers" / "celery_prefork.py"
+    command = [str(peers / "bin" / "python"), str(program), "noop", str(count // 10)]
     before = _children_s()
     out = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
     return Lap(float(out.split()[0]) * 10, (_children_s() - before) * 10)
