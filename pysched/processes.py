@@ -85,10 +85,11 @@ class Crew:
 
     def call(self, function: Callable[..., object], args: tuple[Any, ...], kwargs: dict[str, Any] | None) -> object:
         """Have this thread's process make the call; what it returns, or raises."""
-        data = ForkingPickler.dumps((function, args, kwargs or {}))
-        reply = self._worker().ask(data)
+        worker = self._worker()
+        # In no variable: CPython 3.13 complains of a buffer that is collected with an exception and its frames.
+        reply = worker.ask(ForkingPickler.dumps((function, args, kwargs or {})))
         if reply is None:
-            worker, self._own.worker = self._own.worker, None
+            self._own.worker = None
             raise BrokenProcessPool(f"{worker.end()} while it made this call")
         value, error, trace = pickle.loads(reply)  # noqa: S301 - from our own child
         if error is not None:
@@ -113,6 +114,7 @@ class Crew:
             initialization = ForkingPickler.dumps((self._initializer, self._initargs))
             worker = _Worker(self._context, self._main)
             reason = worker.ask(initialization)
+            del initialization
             why = None if reason is None else pickle.loads(reason)  # noqa: S301 - from our own child
             if reason is None or why is not None:
                 how = worker.end()
