@@ -9,6 +9,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
+from concurrent.futures import TimeoutError as FutureTimeoutError  # a class of its own on Python 3.10
 from concurrent.futures import as_completed, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import suppress
@@ -72,7 +73,7 @@ def test_functions_of_concurrent_futures_take_the_futures(pair: Executor) -> Non
 
 def test_a_future_that_takes_long_times_out_and_cannot_be_cancelled(pair: Executor, fifo: Path) -> None:
     future = pair.submit(process_calls.waits_for, str(fifo))
-    with pytest.raises(TimeoutError):
+    with pytest.raises(FutureTimeoutError):
         future.result(0.001)
     with fifo.open("w") as writer:  # open: the call runs
         assert not future.cancel()
