@@ -240,13 +240,16 @@ def test_the_interpreter_ends_after_the_calls_that_were_accepted(tmp_path: Path)
     program = tmp_path / "program.py"
     program.write_text(
         dedent("""
+            import sys
             from pysched import Executor
             def call(n):
                 return n * n  # of __main__
+            def tell(future):
+                sys.stdout.write(f"{future.result()}\\n")  # two threads' `print` may mix: it writes twice
             if __name__ == "__main__":
                 executor = Executor(processes=2)
                 for n in range(9):
-                    executor.submit(call, n).add_done_callback(lambda future: print(future.result()))
+                    executor.submit(call, n).add_done_callback(tell)
         """)
     )
     command = [sys.executable, "-W", "error", "-W", "ignore::DeprecationWarning", str(program)]
