@@ -1,7 +1,8 @@
 # What happened, on its way from the lanes to Python: the outbox, and the `Event` that Python sees.
 
 cimport cython
-from libc.stdint cimport int64_t, uint8_t, uint64_t
+from libc.stdint cimport int64_t, uint8_t, uint16_t, uint64_t
+from libc.stdlib cimport free
 from posix.types cimport pid_t
 
 from native cimport (
@@ -41,6 +42,10 @@ cdef struct Note:       # the native form of an Event, same fields
     int64_t cpu_ns
     int64_t max_rss_kb
     int survivors
+    bint left_output
+    bint left_result
+    uint16_t result_size
+    char* result        # the event's, or whose the note is; NULL: none
 
 
 cdef cppclass Outbox:
@@ -242,11 +247,15 @@ cdef class Event:
     cdef readonly int64_t cpu_ns
     cdef readonly int64_t max_rss_kb
     cdef readonly int survivors
+    cdef readonly bint left_output
+    cdef readonly bint left_result
+    cdef readonly bytes result
 
     def __init__(
         self, int kind, uint64_t handle, *, int lane=0, int pid=0, int status=0, int cause=0, int errno=0,
         str step=None, int64_t queued_ns=0, int64_t started_ns=0, int64_t ended_ns=0, int64_t wait_ns=0,
-        int64_t run_ns=0, int64_t cpu_ns=0, int64_t max_rss_kb=0, int survivors=0,
+        int64_t run_ns=0, int64_t cpu_ns=0, int64_t max_rss_kb=0, int survivors=0, bint left_output=True,
+        bint left_result=True, bytes result=None,
     ):
         self.kind = kind
         self.handle = handle
@@ -264,6 +273,9 @@ cdef class Event:
         self.cpu_ns = cpu_ns
         self.max_rss_kb = max_rss_kb
         self.survivors = survivors
+        self.left_output = left_output
+        self.left_result = left_result
+        self.result = result
 
     @property
     def errno(self):
@@ -277,7 +289,15 @@ cdef class Event:
         return text + ">"
 
 
-cdef Event event_of(const Note* note):
+cdef void outbox_free(Outbox* outbox) noexcept nogil:
+    """What nobody has taken; by the thread that owns the Core, after the lanes have ended."""
+    cdef size_t i
+    for i in range(outbox.first, outbox.notes.size()):
+        free(outbox.notes[i].result)
+
+
+cdef Event event_of(Note* note):
+    """The note is spent."""
     cdef Event event = Event.__new__(Event)
     event.kind = note.kind
     event.handle = note.handle
@@ -295,4 +315,9 @@ cdef Event event_of(const Note* note):
     event.cpu_ns = note.cpu_ns
     event.max_rss_kb = note.max_rss_kb
     event.survivors = note.survivors
+    event.left_output = note.left_output
+    event.left_result = note.left_result
+    event.result = note.result[:note.result_size] if note.result != NULL else None
+    free(note.result)
+    note.result = NULL
     return event

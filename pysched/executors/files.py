@@ -70,14 +70,15 @@ def read_result(path: str) -> tuple[str | None, str | None]:
         data = os.read(descriptor, RESULT_BYTES + 1)
     finally:
         os.close(descriptor)
-    text, problem = _checked(data)
+    text, problem = check_result(data)
     if problem is not None:
         with contextlib.suppress(OSError):
             os.unlink(path)
     return text, problem
 
 
-def _checked(data: bytes) -> tuple[str | None, str | None]:
+def check_result(data: bytes) -> tuple[str | None, str | None]:
+    """(JSON text, None) of what a job left as its result, or (None, why it cannot be used)."""
     if len(data) > RESULT_BYTES:
         return None, f"the result is longer than {RESULT_BYTES} bytes"
     try:
