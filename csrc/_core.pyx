@@ -205,12 +205,15 @@ cdef class Core:
         cdef size_t i
         cdef int64_t deadline_ns = -1
         cdef Polled how = POLL_INTERRUPTED
+        cdef Backlog backlog
         self.check(False)
+        backlog.queue = &self.engine.queue
+        backlog.crowd = &self.engine.admission.crowd
         if timeout_s is not None:
             deadline_ns = to_ns("timeout_s", timeout_s) + now(CLOCK_BOOTTIME)
         while how == POLL_INTERRUPTED:
             with nogil:
-                how = outbox_poll(&self.engine.outbox, &batch, most, deadline_ns, &self.engine.queue)
+                how = outbox_poll(&self.engine.outbox, &batch, most, deadline_ns, &backlog)
             if how == POLL_INTERRUPTED:
                 PyErr_CheckSignals()
         return [event_of(&batch[i]) for i in range(batch.size())]

@@ -1,8 +1,9 @@
 # What happened, on its way from the lanes to Python: the outbox, and the `Event` that Python sees.
 
 cimport cython
-from libc.stdint cimport int64_t, uint8_t, uint16_t, uint64_t
+from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 from libc.stdlib cimport free
+from libcpp.atomic cimport memory_order_relaxed
 from posix.types cimport pid_t
 
 from native cimport (
@@ -12,6 +13,7 @@ from native cimport (
     eventfd_read,
     eventfd_t,
     eventfd_write,
+    padded_atomic,
     padded_mutex,
     pollfd,
     ppoll,
@@ -68,7 +70,7 @@ cdef cppclass Outbox:
 
 # How soon a poll may follow one that took notes.  Waking a poller for each end of a short job costs as much as the
 # kernel's work for a third of that job; notes that are this close together come in one batch.  While attempts wait in
-# the buckets no lane needs anything of the poller, so it may take its time.
+# the buckets, or for what others hold, no lane needs anything of the poller, so it may take its time.
 cdef int64_t GATHER_NS = 1_000_000
 cdef int64_t GATHER_BUSY_NS = 20_000_000
 
@@ -135,7 +137,19 @@ cdef bint outbox_take(Outbox* outbox, array[Note]* batch, size_t limit) noexcept
     return True
 
 
-cdef bint outbox_gather(Outbox* outbox, size_t limit, int64_t deadline_ns, Queue* queue) noexcept nogil:
+cdef struct Backlog:
+    Queue* queue
+    padded_atomic[uint32_t]* crowd  # how many are parked
+
+
+cdef inline bint has_backlog(const Backlog* backlog) noexcept nogil:
+    # relaxed: it is a guess about the next milliseconds.
+    return queue_has_work(backlog.queue) or backlog.crowd.load(memory_order_relaxed) != 0
+
+
+cdef bint outbox_gather(
+    Outbox* outbox, size_t limit, int64_t deadline_ns, const Backlog* backlog
+) noexcept nogil:
     """Under the mutex, which is free meanwhile: let notes gather if some were taken just now; False: interrupted.
 
     Nobody counts as a poller here, so lanes post without a system call.  Whether attempts wait is asked each GATHER_NS,
@@ -147,7 +161,7 @@ cdef bint outbox_gather(Outbox* outbox, size_t limit, int64_t deadline_ns, Queue
     while slept == 0:
         if outbox.taken_ns == 0 or outbox.woken or outbox.closed or outbox.notes.size() - outbox.first >= limit:
             return True
-        until_ns = outbox.taken_ns + (GATHER_BUSY_NS if queue_has_work(queue) else GATHER_NS)
+        until_ns = outbox.taken_ns + (GATHER_BUSY_NS if has_backlog(backlog) else GATHER_NS)
         if 0 <= deadline_ns < until_ns:
             until_ns = deadline_ns
         now_ns = now(CLOCK_BOOTTIME)
@@ -161,10 +175,10 @@ cdef bint outbox_gather(Outbox* outbox, size_t limit, int64_t deadline_ns, Queue
 
 
 cdef Polled outbox_poll(
-    Outbox* outbox, array[Note]* batch, size_t limit, int64_t deadline_ns, Queue* queue
+    Outbox* outbox, array[Note]* batch, size_t limit, int64_t deadline_ns, const Backlog* backlog
 ) noexcept nogil:
     """Wait for notes until `deadline_ns` of CLOCK_BOOTTIME (-1: for ever) and take up to `limit`; more time for them to
-    gather while there is work in `queue`."""
+    gather while there is a backlog."""
     cdef pollfd watched
     cdef timespec rest
     cdef int64_t rest_ns
@@ -172,7 +186,7 @@ cdef Polled outbox_poll(
     cdef int ready
     cdef bint done, signal
     outbox.mutex.lock()
-    if not outbox_gather(outbox, limit, deadline_ns, queue):
+    if not outbox_gather(outbox, limit, deadline_ns, backlog):
         outbox.mutex.unlock()
         return POLL_INTERRUPTED
     while True:
