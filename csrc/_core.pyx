@@ -29,6 +29,7 @@ include "tree.pyx"            # the processes of an attempt, and what they are k
 include "attempt_table.pyx"   # running attempts in a file, for whoever comes after this process
 include "engine.pyx"          # what the lanes share: registry, submission, waking
 include "processors.pyx"      # affinity: which processors are whose
+include "parked.pyx"          # who waits for what others hold
 include "admission.pyx"       # processors, memory and GPUs: who may start, who waits
 include "killer.pyx"          # the thread that ends trees
 include "zygote.pyx"          # warm starts: jobs that a zygote forks
