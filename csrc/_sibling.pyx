@@ -15,7 +15,7 @@ from libc.stdint cimport int64_t, uint32_t, uint64_t
 from libc.stdlib cimport free, malloc
 from libc.string cimport memcmp, memcpy, memset, strchr, strcmp, strlen, strncmp
 from libcpp.atomic cimport memory_order_acquire
-from posix.resource cimport RUSAGE_CHILDREN, RUSAGE_SELF, getrusage, rusage
+from posix.resource cimport RUSAGE_SELF, getrusage, rusage
 from posix.time cimport CLOCK_MONOTONIC
 from posix.stdlib cimport setenv, unsetenv
 from posix.types cimport pid_t
@@ -62,8 +62,8 @@ cdef extern from "Python.h":
     void PyOS_AfterFork_Child()
 
 __all__ = [
-    "Files", "RESULT_BYTES", "are_drawn", "available", "begin", "end", "has_children", "is_worker", "last_is_heard",
-    "note_seeds", "own_generator", "own_random", "peak_kb", "receive", "refuse", "remove_logs", "result_path", "serve",
+    "RESULT_BYTES", "Files", "are_drawn", "available", "begin", "end", "is_worker", "last_is_heard", "look",
+    "note_seeds", "own_generator", "own_random", "receive", "refuse", "remove_logs", "result_path", "serve",
 ]
 
 RESULT_BYTES = call_result_max
@@ -93,6 +93,7 @@ cdef NumpyTwister numpy_seeded              # as we left them
 cdef PythonTwister python_seeded
 cdef WorkerState worker
 cdef uint64_t last_call = 0         # that has begun here, by its number
+cdef rusage usage                   # of this process, at the last look
 cdef int64_t spent_ns = 0           # of the processor, before this call
 cdef list told = []                 # Variables of the last call
 
@@ -447,19 +448,15 @@ cdef bint is_there(const char* path) noexcept nogil:
     return path != NULL and access(path, F_OK) == 0
 
 
-cdef int64_t spent(rusage* usage) noexcept nogil:
-    cdef rusage others
-    getrusage(RUSAGE_SELF, usage)
-    getrusage(RUSAGE_CHILDREN, &others)
-    return ((usage.ru_utime.tv_sec + usage.ru_stime.tv_sec + others.ru_utime.tv_sec + others.ru_stime.tv_sec)
-            * <int64_t> 1_000_000_000
-            + (usage.ru_utime.tv_usec + usage.ru_stime.tv_usec + others.ru_utime.tv_usec + others.ru_stime.tv_usec)
-            * 1000)
+cdef inline int64_t time_of(const rusage* usage) noexcept nogil:
+    return ((usage.ru_utime.tv_sec + usage.ru_stime.tv_sec) * <int64_t> 1_000_000_000
+            + (usage.ru_utime.tv_usec + usage.ru_stime.tv_usec) * 1000)
 
 
-def has_children():
+def look():
     children_look(&worker.children)
-    return worker.children.there
+    getrusage(RUSAGE_SELF, &usage)
+    return worker.children.there, usage.ru_maxrss
 
 
 def result_path():
@@ -469,9 +466,8 @@ def result_path():
 
 def end(int code, bytes result):
     global spent_ns
-    cdef rusage usage
     cdef CallEnd told
-    cdef int64_t now_ns = spent(&usage)
+    cdef int64_t now_ns = time_of(&usage) + time_of(&worker.children.usage)
     cdef const char* path = variable(b"PYSCHED_RESULT=")
     cdef const char* progress = variable(b"PYSCHED_PROGRESS=")
     memset(&told, 0, sizeof(told))
@@ -491,12 +487,6 @@ def end(int code, bytes result):
         return False
     spent_ns = now_ns
     return True
-
-
-def peak_kb():
-    cdef rusage usage
-    getrusage(RUSAGE_SELF, &usage)
-    return usage.ru_maxrss
 
 
 def receive():

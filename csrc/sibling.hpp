@@ -422,20 +422,20 @@ inline Step job_prepare(const StartRequest *request, const char *texts, int tabl
 struct Children {
     bool there;            // now
     bool may_be_elsewhere; // some were there since the last look: what those have started may be anywhere
-    std::int64_t faults;   // of all that were waited for: each process has some
+    rusage usage;          // of all that were waited for
 };
 
 inline void children_look(Children *children) noexcept {
-    rusage usage{};
+    const rusage before = children->usage;
     siginfo_t info{};
     struct sigaction action {};
-    getrusage(RUSAGE_CHILDREN, &usage);
+    getrusage(RUSAGE_CHILDREN, &children->usage);
     sigaction(SIGCHLD, nullptr, &action); // where it is ignored, children end unseen
-    const std::int64_t faults = usage.ru_minflt + usage.ru_majflt;
+    // No process is without page faults.
+    const bool were = children->usage.ru_minflt != before.ru_minflt || children->usage.ru_majflt != before.ru_majflt;
     children->there = waitid(P_ALL, 0, &info, WEXITED | WNOHANG | WNOWAIT) == 0 || errno != ECHILD;
-    children->may_be_elsewhere = children->there || faults != children->faults || action.sa_handler == SIG_IGN ||
-                                 (action.sa_flags & SA_NOCLDWAIT) != 0;
-    children->faults = faults;
+    children->may_be_elsewhere =
+        children->there || were || action.sa_handler == SIG_IGN || (action.sa_flags & SA_NOCLDWAIT) != 0;
 }
 
 // Where a worker that makes many calls has its socket to the lane.

@@ -2,7 +2,7 @@
 
 from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
 from libcpp.atomic cimport atomic
-from posix.resource cimport rlimit
+from posix.resource cimport rlimit, rusage
 from posix.types cimport pid_t
 
 from native cimport Step
@@ -80,6 +80,7 @@ cdef extern from "sibling.hpp" namespace "pysched" nogil:
 
     cdef cppclass Children:
         bint there
+        rusage usage
 
     cdef cppclass WorkerState:
         Desk* desk

@@ -3,8 +3,8 @@
 from collections.abc import Sequence
 
 __all__ = [
-    "Files", "RESULT_BYTES", "are_drawn", "available", "begin", "end", "has_children", "is_worker", "last_is_heard", "note_seeds",
-    "own_generator", "own_random", "peak_kb", "receive", "refuse", "remove_logs", "result_path", "serve",
+    "RESULT_BYTES", "Files", "are_drawn", "available", "begin", "end", "is_worker", "last_is_heard", "look",
+    "note_seeds", "own_generator", "own_random", "receive", "refuse", "remove_logs", "result_path", "serve",
 ]  # fmt: skip
 
 class Files:
@@ -52,17 +52,15 @@ def serve(
 def is_worker() -> bool:
     """In a job: whether it may make further calls.  What follows is for those that may."""
 
-def has_children() -> bool:
-    """Whether the call that ends has left any; to be asked once a call, before `end`."""
+def look() -> tuple[bool, int]:
+    """What the call that ends has left: whether there are children, and the most that this process has had resident, in
+    KiB.  To be asked once a call, right before `end`, which tells the node of the time that was spent until then."""
 
 def result_path() -> bytes | None:
     """Where the node looks for the result of the call."""
 
 def end(code: int, result: bytes | None) -> bool:
     """Say that the call has ended with an exit code and a result of at most RESULT_BYTES; False: nobody hears it."""
-
-def peak_kb() -> int:
-    """The most that this process has had resident."""
 
 def receive() -> bool:
     """Wait for the next call, which must be begun or refused then; False: there is none."""

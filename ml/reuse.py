@@ -19,7 +19,7 @@ from typing import NoReturn, Protocol
 
 from pysched.ml import _sibling, entrypoint
 
-CALLS = 1_000
+CALLS = 5_000
 LOOK_S = 0.2  # between two looks at the files of what is imported, some 0.2 ms each, by each of many workers
 GROWTH_BYTES = 256 * 2**20  # of resident memory, since the first call ended
 
@@ -89,25 +89,27 @@ class Worker:
         return True
 
     def _is_fit(self) -> bool:
-        if self._calls >= CALLS or threading.active_count() > 1 or _sibling.has_children():
+        has_children, peak_kb = _sibling.look()
+        if self._calls >= CALLS or threading.active_count() > 1 or has_children:
             return False
         if self._calls == 1:
             self._resident = _resident()
         # Only where there has been so much more at a time it can have stayed.
-        grown = _sibling.peak_kb() * 1024 - self._resident >= GROWTH_BYTES
+        grown = peak_kb * 1024 - self._resident >= GROWTH_BYTES
         return not grown or _resident() - self._resident < GROWTH_BYTES
 
     def next(self) -> Words:
         """The next call; does not return if there is none."""
-        while _sibling.receive():
+        while True:
+            if not _sibling.receive():
+                self._finish()
             if self._sources.changed(LOOK_S):
                 _sibling.refuse()
-                break
+                self._finish()
             self._result = None
             words = _sibling.begin(self._mirror)
             if words is not None:
                 return words
-        self._finish()
 
     def _finish(self) -> NoReturn:
         """There are no more calls.  A node that died before it heard of the last one's end learns it from ours; else

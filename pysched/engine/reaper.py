@@ -31,8 +31,10 @@ CheckResult = Callable[[bytes], "tuple[str | None, str | None]"]
 
 
 class Reaper:
-    """`record(started, outcomes)` takes over a batch; `room` and `due` tell the dispatcher; `read_result` looks for what
-    a job left in a file, `check_result` looks at what came without one."""
+    """`record(started, outcomes)` takes over a batch; `room` and `due` tell the dispatcher.
+
+    `read_result` looks for what a job left in a file, `check_result` at what came without one.
+    """
 
     def __init__(
         self,

@@ -159,8 +159,8 @@ def test_those_that_wait_start_in_their_order_whatever_they_ask_for(start: Start
     draw = random.Random(7)
     launches = [
         run.launch(
-            "/bin/true", priority=draw.randrange(3), rank=draw.choice([0, 0, 0, 5, -5]), cpus=draw.choice([501, 700, 1000]),
-            waited_s=draw.choice([0.0] * 9 + [5000.0 + number]),
+            "/bin/true", priority=draw.randrange(3), rank=draw.choice([0, 0, 0, 5, -5]),
+            cpus=draw.choice([501, 700, 1000]), waited_s=draw.choice([0.0] * 9 + [5000.0 + number]),
         )
         for number in range(200)
     ]  # fmt: skip
