@@ -197,11 +197,11 @@ def _attempt(task: Row, task_id: str, number: int | None) -> Row | None:
 
 
 def _path(shared: Context, task_id: str, row: Row | None, stream: LogStream) -> str | None:
-    """Where an attempt writes, or has written; None where nobody knows."""
+    """Where an attempt writes, or has written; None where nobody knows, or it wrote nothing."""
     if row is None:
         return None
     path: str | None = row[stream.value]
-    if path is None and shared.log_files is not None:
+    if path is None and row["exit_code"] is None and shared.log_files is not None:
         path = getattr(shared.log_files(task_id, row["attempt"]), stream.value)
     return path
 

@@ -23,6 +23,9 @@ from pysched.task import BATCH_TASKS, Task
 
 NAME_PATTERN = ID_PATTERN
 _REF = "#/components/schemas/{model}"
+_LogPath = Annotated[
+    str | None, Field(description="path on the node; null also where a call in a reused worker wrote nothing")
+]
 _MEANINGS = {
     400: "The request is malformed",
     401: "The token is missing or wrong",
@@ -69,8 +72,8 @@ class TaskView(BaseModel):
     exit_code: int | None
     signal: str | None
     result: Annotated[Any, Field(description="the JSON that the job left")]
-    stdout: Annotated[str | None, Field(description="path on the node")]
-    stderr: Annotated[str | None, Field(description="path on the node")]
+    stdout: _LogPath
+    stderr: _LogPath
     progress: Annotated[Any, Field(description="what a running job wrote to the file PYSCHED_PROGRESS")]
 
 
@@ -90,8 +93,8 @@ class Attempt(BaseModel):
     signal: str | None
     cpu_ms: int | None
     max_rss_kb: int | None
-    stdout: Annotated[str | None, Field(description="path on the node")]
-    stderr: Annotated[str | None, Field(description="path on the node")]
+    stdout: _LogPath
+    stderr: _LogPath
 
 
 class TaskDetail(TaskView):

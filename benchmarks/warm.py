@@ -1,6 +1,6 @@
 """What does a warm ML job cost, beside the same work done by other means?
 
-    python -m benchmarks.warm [--count 200] [--rounds 5] [--trainings 100] [--peers PYTHON]
+    python -m benchmarks.warm [--count 200] [--calls 10000] [--rounds 5] [--trainings 100] [--peers PYTHON]
 
 Jobs: durable ones, from one batch over HTTP to the last `.done`, with 8 workers, against
 
@@ -8,8 +8,9 @@ Jobs: durable ones, from one batch over HTTP to the last `.done`, with 8 workers
     cold    `python -c "import numpy"`, one after the other
 
 Reused: the same with `reuse: true`, against `ProcessPoolExecutor(2).submit`, which records nothing, and with `--peers`
-against two workers of Celery's prefork pool, which gets a fifth of the calls; beside them no-op tasks that go through
-the store and start nothing, which is what being durable costs (`python -m benchmarks.durable.noop`).
+against two workers of Celery's prefork pool, which gets a tenth of the calls; beside them no-op tasks that go through
+the store and start nothing, which is what being durable costs (`python -m benchmarks.durable.noop`).  Processor time is
+that of everybody: this process, which submits, its children, the server and PostgreSQL.
 Sweep: trainings on the digits data, 2 workers, against `xargs -P2` over `python ml/ml_task.py`, and, with `--peers` an
 interpreter that has joblib, numpy and scikit-learn, against `joblib.Parallel(2)` with loky in a process of its own.
 Memory: what 8 forked processes that wait have in all (PSS, shared pages by shares), against one.
@@ -40,6 +41,7 @@ from benchmarks.race import Lap, Race
 from benchmarks.race import program as lap_of
 from benchmarks.server import Server, running
 from pysched.ml import ml_task, sweep
+from pysched.store.embedded import EmbeddedServer
 
 _ONE_THREAD = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
 _BARE = """
@@ -100,26 +102,43 @@ def _scaled(lap: Lap, times: float) -> Lap:
     return Lap(lap.seconds * times, lap.cpu_s * times)
 
 
+def by_all(work: Callable[[], object], others: Callable[[], float]) -> Lap:
+    """A lap of `work` with the processor time of this process and of `others`."""
+    cpu_s, started = time.process_time() + others(), time.perf_counter()
+    work()
+    seconds = time.perf_counter() - started
+    return Lap(seconds, time.process_time() + others() - cpu_s)
+
+
+def spent_by(processes: Iterable[psutil.Process]) -> float:
+    """Seconds of the processor, with those of children that they have waited for."""
+    return sum(sum(process.cpu_times()[:4]) for process in processes)
+
+
 def program(*arguments: str, give: str | None = None) -> None:
     subprocess.run(
         arguments, input=give, text=True, check=True, stdout=subprocess.DEVNULL, env={**os.environ, **_ONE_THREAD}
     )
 
 
-def durable(server: Server, tasks: Iterable[Mapping[str, Any]]) -> None:
-    """Submit, and wait for the last `.done`; every task must succeed."""
-    assert server.client is not None
+def durable(server: Server, tasks: Iterable[Mapping[str, Any]], others: Callable[[], float] | None = None) -> Lap:
+    """Submit, and wait for the last `.done`; every task must succeed, which is looked at afterwards."""
+    client, completed = server.client, server.home / "completed"
+    assert client is not None
     name = f"lap{next(_numbers)}"
     batch = [{"id": f"{name}-{number}", "type": "ml", **task} for number, task in enumerate(tasks)]
-    server.client.submit_many(batch)
-    completed = server.home / "completed"
-    while sum(file.startswith(f"{name}-") and file.endswith(".done") for file in os.listdir(completed)) < len(batch):
-        time.sleep(0.01)
-    for task in batch:
-        path = completed / f"{task['id']}.done"
+
+    def work() -> None:
+        client.submit_many(batch)
+        while len(os.listdir(completed)) < len(batch) or any(file.startswith(".") for file in os.listdir(completed)):
+            time.sleep(0.01)
+
+    lap = timed(work) if others is None else by_all(work, others)
+    for path in completed.iterdir():
         record = json.loads(path.read_bytes())
         assert record["status"] == "succeeded", record
         path.unlink()
+    return lap
 
 
 def jobs(count: int, rounds: int) -> None:
@@ -127,13 +146,13 @@ def jobs(count: int, rounds: int) -> None:
         Path(folder, "small.py").write_text("def small(number):\n    return {'number': number, 'double': 2 * number}\n")
         Path(folder).chmod(0o755)
 
-        def of_folder() -> None:
-            durable(
+        def of_folder() -> Lap:
+            return durable(
                 server, [{"entrypoint": "small:small", "params": {"number": n}, "cwd": folder} for n in range(count)]
             )
 
-        def preloaded() -> None:
-            durable(server, [{"entrypoint": "builtins:dict", "params": {"number": n}} for n in range(count)])
+        def preloaded() -> Lap:
+            return durable(server, [{"entrypoint": "builtins:dict", "params": {"number": n}} for n in range(count)])
 
         def cold() -> None:
             for _ in range(few):
@@ -143,8 +162,8 @@ def jobs(count: int, rounds: int) -> None:
         few = max(count // 20, 5)
         race = Race(
             {
-                "warm, user's module": lambda: timed(of_folder),
-                "warm, preloaded": lambda: timed(preloaded),
+                "warm, user's module": of_folder,
+                "warm, preloaded": preloaded,
                 "bare": lambda: timed(lambda: program(sys.executable, "-c", _BARE, str(count))),
                 "cold": lambda: timed(cold, count / few),
             },
@@ -158,12 +177,17 @@ def jobs(count: int, rounds: int) -> None:
 def reused(count: int, rounds: int, peers: str | None) -> None:
     with (
         running("up", "--port", "0", "--workers", "8") as server,
+        EmbeddedServer(server.home).running() as url,
         ProcessPoolExecutor(2, mp_context=multiprocessing.get_context("forkserver")) as pool,
     ):
+        guard = psutil.Process(server.node_pid).parent()
+        assert guard is not None
 
-        def durably() -> None:
-            durable(
-                server, [{"entrypoint": "builtins:dict", "params": {"number": n}, "reuse": True} for n in range(count)]
+        def durably() -> Lap:
+            return durable(
+                server,
+                [{"entrypoint": "builtins:dict", "params": {"number": n}, "reuse": True} for n in range(count)],
+                lambda: spent_by([guard, *guard.children(recursive=True)]) + durable_server.cpu_s(url),
             )
 
         def pooled() -> None:
@@ -172,10 +196,13 @@ def reused(count: int, rounds: int, peers: str | None) -> None:
 
         durably()
         pooled()
-        contenders = {"reused": lambda: timed(durably), "ProcessPoolExecutor": lambda: timed(pooled)}
+        contenders = {
+            "reused": durably,
+            "ProcessPoolExecutor": lambda: by_all(pooled, lambda: spent_by(map(psutil.Process, pool._processes))),
+        }
         if peers is not None:
-            celery = lap_of(peers, _CELERY, "calls", count // 5)
-            contenders["Celery prefork"] = lambda: _scaled(celery(), 5.0)
+            celery = lap_of(peers, _CELERY, "calls", count // 10)
+            contenders["Celery prefork"] = lambda: _scaled(celery(), 10.0)
         with durable_server.running() as stores:
             no_ops = -(-count // 1_000) * 1_000
             contenders["a no-op through the store"] = lambda: _scaled(
@@ -183,7 +210,8 @@ def reused(count: int, rounds: int, peers: str | None) -> None:
             )
             race = Race(contenders, rounds=rounds)
     print(f"reused: {count / race.seconds('reused'):.0f} calls/s", end="")
-    print("".join(f", {race.speed('reused', name)} {name}" for name in contenders if name != "reused"))
+    print("".join(f", {race.speed('reused', name)} {name}" for name in contenders if name != "reused"), end="")
+    print(f"; by processor time {race.thrift('reused', 'ProcessPoolExecutor')} ProcessPoolExecutor")
 
 
 def sweeps(trainings: int, rounds: int, peers: str | None) -> None:
@@ -192,15 +220,15 @@ def sweeps(trainings: int, rounds: int, peers: str | None) -> None:
     with running("up", "--port", "0", "--workers", "2") as server:
         tasks = [{"entrypoint": "pysched.ml.ml_task:train", "params": params} for params in given]
 
-        def warm() -> None:
-            durable(server, tasks)
+        def warm() -> Lap:
+            return durable(server, tasks)
 
-        def again() -> None:
-            durable(server, [{**task, "reuse": True} for task in tasks])
+        def again() -> Lap:
+            return durable(server, [{**task, "reuse": True} for task in tasks])
 
         contenders = {
-            "warm": lambda: timed(warm),
-            "reused": lambda: timed(again),
+            "warm": warm,
+            "reused": again,
             "xargs": lambda: timed(
                 lambda: program("xargs", "-P2", "-L1", sys.executable, ml_task.__file__, give=lines)
             ),
@@ -241,12 +269,13 @@ def memory() -> None:
 def main() -> int:
     parser = argparse.ArgumentParser()
     parser.add_argument("--count", type=int, default=200)
+    parser.add_argument("--calls", type=int, default=10_000)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--trainings", type=int, default=100)
     parser.add_argument("--peers")
     options = parser.parse_args()
     jobs(options.count, options.rounds)
-    reused(10 * options.count, options.rounds, options.peers)
+    reused(options.calls, options.rounds, options.peers)
     sweeps(options.trainings, options.rounds, options.peers)
     memory()
     return 0

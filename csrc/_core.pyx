@@ -29,6 +29,7 @@ include "tree.pyx"            # the processes of an attempt, and what they are k
 include "attempt_table.pyx"   # running attempts in a file, for whoever comes after this process
 include "engine.pyx"          # what the lanes share: registry, submission, waking
 include "processors.pyx"      # affinity: which processors are whose
+include "parked.pyx"          # who waits for what others hold
 include "admission.pyx"       # processors, memory and GPUs: who may start, who waits
 include "killer.pyx"          # the thread that ends trees
 include "zygote.pyx"          # warm starts: jobs that a zygote forks
@@ -205,12 +206,15 @@ cdef class Core:
         cdef size_t i
         cdef int64_t deadline_ns = -1
         cdef Polled how = POLL_INTERRUPTED
+        cdef Backlog backlog
         self.check(False)
+        backlog.queue = &self.engine.queue
+        backlog.crowd = &self.engine.admission.crowd
         if timeout_s is not None:
             deadline_ns = to_ns("timeout_s", timeout_s) + now(CLOCK_BOOTTIME)
         while how == POLL_INTERRUPTED:
             with nogil:
-                how = outbox_poll(&self.engine.outbox, &batch, most, deadline_ns, &self.engine.queue)
+                how = outbox_poll(&self.engine.outbox, &batch, most, deadline_ns, &backlog)
             if how == POLL_INTERRUPTED:
                 PyErr_CheckSignals()
         return [event_of(&batch[i]) for i in range(batch.size())]

@@ -5,35 +5,56 @@ A job pays for each page that it is the first to touch after the fork, by the co
 counting references.  So what can be done for a job without Python objects is done here.
 """
 
+cimport cython
+from cpython.dict cimport PyDict_GetItem
+from cpython.exc cimport PyErr_CheckSignals
+from cpython.object cimport PyObject
 from cpython.pycapsule cimport PyCapsule_GetPointer, PyCapsule_IsValid
-from libc.errno cimport EINTR, errno
-from libc.stdint cimport int64_t, uint32_t
-from libc.string cimport memcmp, strchr, strcmp, strlen, strncmp
-from posix.resource cimport RUSAGE_CHILDREN, RUSAGE_SELF, getrusage, rusage
+from libc.errno cimport EINTR, ESTALE, errno
+from libc.stdint cimport int64_t, uint32_t, uint64_t
+from libc.stdlib cimport free, malloc
+from libc.string cimport memcmp, memcpy, memset, strchr, strcmp, strlen, strncmp
+from libcpp.atomic cimport memory_order_acquire
+from posix.resource cimport RUSAGE_SELF, getrusage, rusage
 from posix.time cimport CLOCK_MONOTONIC
 from posix.stdlib cimport setenv, unsetenv
 from posix.types cimport pid_t
-from posix.unistd cimport close
+from posix.unistd cimport F_OK, access, unlink
 
 from native cimport POLLIN, STEP_CLONE, array, pollfd, ppoll
 from sibling cimport (
+    CALL_LEFT_RESULT,
+    CallEnd,
+    Handed,
     Inbox,
     Sibling,
+    Source,
+    WorkerState,
     call_begin,
     call_end,
     call_leave_output,
+    call_refuse,
+    call_result_max,
+    children_look,
     clock_ns,
     fork_sibling,
+    handed_close,
     job_begin,
+    logs_remove,
     random_bytes,
     receive_start,
     reply_start,
     sibling_prepare,
+    source_changed,
+    source_now,
     worker_socket,
 )
 
 cdef extern from "unistd.h" nogil:
     char** environ
+
+cdef extern from "stdlib.h" nogil:
+    int putenv(char* text)
 
 cdef extern from "Python.h":
     void PyOS_BeforeFork()
@@ -41,11 +62,11 @@ cdef extern from "Python.h":
     void PyOS_AfterFork_Child()
 
 __all__ = [
-    "WORKER_SOCKET", "available", "end", "is_drawn", "is_worker", "next_call", "own_generator", "peak_kb", "serve",
-    "wait",
+    "RESULT_BYTES", "Files", "are_drawn", "available", "begin", "end", "is_worker", "last_is_heard", "look",
+    "note_seeds", "own_generator", "own_random", "receive", "refuse", "remove_logs", "result_path", "serve",
 ]
 
-WORKER_SOCKET = worker_socket
+RESULT_BYTES = call_result_max
 
 cdef enum:
     SOCKETS_MAX = 256   # as many as there can be lanes
@@ -53,19 +74,65 @@ cdef enum:
 cdef enum:
     TWISTER_WORDS = 624
 
-cdef struct Twister:    # numpy's mt19937_state
+cdef struct NumpyTwister:   # numpy's mt19937_state
     uint32_t[TWISTER_WORDS] key
     int position
+
+cdef struct PythonTwister:  # what CPython's RandomObject has behind its head
+    int position
+    uint32_t[TWISTER_WORDS] key
 
 cdef Sibling own
 cdef Inbox inbox
 cdef tuple inherited = ()           # NAME=value of the zygote's environment; what the next one points into
 cdef array[const char*] entries
-cdef Twister* twister = NULL        # of numpy's global generator; NULL: it is not known to be ours to seed
-cdef Twister seeded                 # as we left it
-cdef bint worker = False
-cdef bint acknowledged = False      # the end of the last call
+# Generators of which it is known that they are laid out as we think; NULL: they are not ours to seed.
+cdef NumpyTwister* numpy_twister = NULL     # of numpy.random's functions
+cdef PythonTwister* python_twister = NULL   # of random's
+cdef NumpyTwister numpy_seeded              # as we left them
+cdef PythonTwister python_seeded
+cdef WorkerState worker
+cdef uint64_t last_call = 0         # that has begun here, by its number
+cdef rusage usage                   # of this process, at the last look
 cdef int64_t spent_ns = 0           # of the processor, before this call
+cdef list told = []                 # Variables of the last call
+
+
+cdef class Files:
+    """In memory that is no Python object's, so that a look at it from a forked process touches no page."""
+    cdef array[const Source*] sources
+    cdef set known
+
+    def __cinit__(self):
+        self.known = set()
+
+    def __dealloc__(self):
+        cdef size_t i
+        for i in range(self.sources.size()):
+            free(<void*> self.sources[i])
+
+    def add(self, bytes path):
+        cdef size_t size = len(path)
+        cdef char* place
+        cdef Source* source
+        if path in self.known:
+            return
+        source = <Source*> malloc(sizeof(Source) + size + 1)
+        if source == NULL:
+            raise MemoryError
+        place = <char*> (source + 1)
+        memcpy(place, <const char*> path, size)
+        place[size] = 0
+        source[0] = source_now(place)
+        self.sources.push_back(source)
+        self.known.add(path)
+
+    def changed(self):
+        cdef size_t i
+        for i in range(self.sources.size()):
+            if source_changed(self.sources[i][0]):
+                return True
+        return False
 
 
 def available():
@@ -74,28 +141,60 @@ def available():
 
 def own_generator(capsule, bytes key, int position):
     """Whether memory is laid out as it should be is seen by what the generator says of itself."""
-    global twister
-    cdef Twister* found
+    global numpy_twister
+    cdef NumpyTwister* found
     if len(key) != sizeof(found.key) or not PyCapsule_IsValid(capsule, b"BitGenerator"):
         return False
-    found = (<Twister**> PyCapsule_GetPointer(capsule, b"BitGenerator"))[0]  # a bitgen_t begins with it
+    found = (<NumpyTwister**> PyCapsule_GetPointer(capsule, b"BitGenerator"))[0]  # a bitgen_t begins with it
     if memcmp(found.key, <const char*> key, sizeof(found.key)) != 0 or found.position != position:
         return False
-    twister = found
+    numpy_twister = found
     return True
 
 
-cdef void seed_generator() noexcept nogil:
+def own_random(generator, bytes key, int position):
+    global python_twister
+    cdef PythonTwister* found = <PythonTwister*> (<char*> <PyObject*> generator + sizeof(PyObject))
+    if len(key) != sizeof(found.key) or generator.__sizeof__() < sizeof(PyObject) + sizeof(PythonTwister):
+        return False
+    if memcmp(found.key, <const char*> key, sizeof(found.key)) != 0 or found.position != position:
+        return False
+    python_twister = found
+    return True
+
+
+cdef inline void draw_key(uint32_t* key) noexcept nogil:
+    random_bytes(key, TWISTER_WORDS * sizeof(uint32_t))
+    key[0] |= <uint32_t> 1 << 31  # not all zero
+
+
+cdef void seed_generators() noexcept nogil:
     """Other numbers than all other jobs get."""
-    global seeded
-    random_bytes(twister.key, sizeof(twister.key))
-    twister.key[0] |= <uint32_t> 1 << 31  # not all zero
-    twister.position = TWISTER_WORDS
-    seeded = twister[0]
+    global numpy_seeded, python_seeded
+    if numpy_twister != NULL:
+        draw_key(numpy_twister.key)
+        numpy_twister.position = TWISTER_WORDS
+        numpy_seeded = numpy_twister[0]
+    if python_twister != NULL:
+        draw_key(python_twister.key)
+        python_twister.position = TWISTER_WORDS
+        python_seeded = python_twister[0]
 
 
-def is_drawn():
-    return twister == NULL or memcmp(twister, &seeded, sizeof(seeded)) != 0
+def note_seeds():
+    """In a worker: they have been seeded by themselves."""
+    global numpy_seeded, python_seeded
+    if numpy_twister != NULL:
+        numpy_seeded = numpy_twister[0]
+    if python_twister != NULL:
+        python_seeded = python_twister[0]
+
+
+def are_drawn():
+    return (
+        python_twister == NULL or memcmp(python_twister, &python_seeded, sizeof(python_seeded)) != 0,
+        numpy_twister == NULL or memcmp(numpy_twister, &numpy_seeded, sizeof(numpy_seeded)) != 0,
+    )
 
 
 cdef int watch(pollfd* watched, sockets) except -1:
@@ -118,11 +217,6 @@ cdef int await_any(pollfd* watched, int count) except -1:
     if ready < 0 and errno != EINTR:
         raise OSError(errno, "the sockets of the node cannot be watched")
     return max(ready, 0)
-
-
-def wait(sockets):
-    cdef pollfd[SOCKETS_MAX] watched
-    return await_any(watched, watch(watched, sockets)) > 0
 
 
 cdef tuple texts_of(char** cursor, uint32_t count):
@@ -192,51 +286,122 @@ cdef int adopt_environment(char* texts, dict mirror) except -1:
     return 0
 
 
+@cython.final
+cdef class Variable:
+    """Of a worker: one that it was told, in memory of its own that libc's list of variables points to, so that another
+    value takes no search and no memory more."""
+    cdef bytes name
+    cdef bytes value    # the very object that is in the mirror, unless a call has changed that
+    cdef char* text     # NAME=value
+    cdef size_t size
+    cdef size_t room
+
+    def __cinit__(self, bytes name):
+        self.name = name
+
+    def __dealloc__(self):
+        free(self.text)
+
+    cdef inline bint says(self, const char* text, size_t size) noexcept:
+        return self.size == size and memcmp(self.text, text, size) == 0
+
+    cdef inline bint is_named(self, const char* text, size_t size) noexcept:
+        return <size_t> len(self.name) == size and memcmp(<const char*> self.name, text, size) == 0
+
+    cdef int take(self, const char* text, size_t size, dict mirror) except -1:
+        cdef char* before = self.text
+        cdef size_t head = <size_t> len(self.name) + 1
+        if size >= self.room:
+            self.room = 2 * size + 1
+            self.text = <char*> malloc(self.room)
+            if self.text == NULL:
+                self.text, self.room = before, 0
+                raise MemoryError
+        memcpy(self.text, text, size)
+        self.text[size] = 0
+        self.size = size
+        if (self.text != before or not is_listed(before)) and putenv(self.text) != 0:
+            raise MemoryError
+        if self.text != before:
+            free(before)
+        self.value = self.text[head:size]
+        mirror[self.name] = self.value
+        return 0
+
+
+cdef bint is_listed(const char* text) noexcept nogil:
+    """Whether libc's list has this very pointer."""
+    cdef char** entry = environ
+    while entry[0] != NULL:
+        if entry[0] == text:
+            return True
+        entry += 1
+    return False
+
+
+cdef Variable variable_of(const char* text, size_t size, Py_ssize_t place):
+    """That of the last call, mostly at the same place."""
+    cdef Variable found
+    if place < len(told):
+        found = <Variable> told[place]
+        if found.is_named(text, size):
+            return found
+    for found in told:
+        if found.is_named(text, size):
+            return found
+    return Variable(text[:size])
+
+
 cdef int adopt_again(char* texts, dict mirror) except -1:
-    """In a worker: the same, whatever the call before has made of it."""
-    cdef set gone = set(mirror)
-    cdef char* value
+    """In a worker: the same, whatever the call before has made of it.  Mostly all is as this left it but for what is
+    each call's own."""
+    global told
+    cdef list now = []
+    cdef Variable variable
+    cdef const char* sign
+    cdef size_t size
     cdef uint32_t _
-    cdef bytes name, given
     for _ in range(inbox.request.entries):
-        value = strchr(texts, b"="[0])
-        if value != NULL:
-            name = texts[:value - texts]
-            given = <bytes> (value + 1)
-            gone.discard(name)
-            if mirror.get(name) != given:
-                setenv(name, value + 1, 1)
-                mirror[name] = given
-        texts += strlen(texts) + 1
-    for name in gone:
-        unsetenv(name)
-        del mirror[name]
+        size = strlen(texts)
+        sign = strchr(texts, b"="[0])
+        if sign != NULL:
+            variable = variable_of(texts, sign - texts, len(now))
+            if (not variable.says(texts, size)
+                    or PyDict_GetItem(mirror, variable.name) != <PyObject*> variable.value):
+                variable.take(texts, size, mirror)
+            now.append(variable)
+        texts += size + 1
+    if len(mirror) != len(now):
+        for name in set(mirror).difference([(<Variable> each).name for each in now]):
+            unsetenv(<bytes> name)
+            del mirror[name]
+    told = now  # what is not there any more is freed, after libc has let go of it
     return 0
 
 
 cdef bint fork(int socket, int table) except -1:
     """Take one request and fork its job; True in the job."""
-    global worker
+    global last_call
     cdef pid_t pid
-    cdef int handed
+    cdef Handed handed
     cdef int received = receive_start(socket, &inbox, &handed), error
     if received < 0:
+        if errno == EINTR:
+            return False
         raise OSError(errno, "a request of the node cannot be read")
     if received == 0:
         raise EOFError
     PyOS_BeforeFork()
     pid = fork_sibling(&own)
     if pid == 0:
-        job_begin(&inbox, socket, table, handed)
-        worker = handed >= 0
+        job_begin(&inbox, socket, table, &handed, &worker)
+        last_call = inbox.request.call
         PyOS_AfterFork_Child()
-        if twister != NULL:
-            seed_generator()
+        seed_generators()
         return True
     error = errno
     PyOS_AfterFork_Parent()
-    if handed >= 0:
-        close(handed)
+    handed_close(&handed)
     if pid < 0 and not reply_start(socket, inbox.request.token, 0, STEP_CLONE, error):
         raise EOFError
     return False
@@ -259,53 +424,103 @@ def serve(sockets, int table, int64_t until_ns, tuple environment, dict mirror):
                 return words
 
 
+# ---- workers ---------------------------------------------------------------------------------------------------------
+
 def is_worker():
-    return worker
+    return worker.desk != NULL
 
 
-cdef int64_t spent():
-    cdef rusage own, others
-    getrusage(RUSAGE_SELF, &own)
-    getrusage(RUSAGE_CHILDREN, &others)
-    return ((own.ru_utime.tv_sec + own.ru_stime.tv_sec + others.ru_utime.tv_sec + others.ru_stime.tv_sec)
-            * <int64_t> 1_000_000_000
-            + (own.ru_utime.tv_usec + own.ru_stime.tv_usec + others.ru_utime.tv_usec + others.ru_stime.tv_usec) * 1000)
+cdef const char* variable(const char* name) noexcept nogil:
+    """In the request's environment, whatever the call has made of ours; NULL: it is not there."""
+    cdef const char* texts = inbox.texts
+    cdef size_t size = strlen(name)
+    cdef uint32_t _
+    for _ in range(inbox.request.words):
+        texts += strlen(texts) + 1
+    for _ in range(inbox.request.entries):
+        if strncmp(texts, name, size) == 0:
+            return texts + size
+        texts += strlen(texts) + 1
+    return NULL
 
 
-def end(int code):
-    global acknowledged, spent_ns
-    cdef int64_t now_ns = spent()
-    cdef rusage usage
+cdef bint is_there(const char* path) noexcept nogil:
+    return path != NULL and access(path, F_OK) == 0
+
+
+cdef inline int64_t time_of(const rusage* usage) noexcept nogil:
+    return ((usage.ru_utime.tv_sec + usage.ru_stime.tv_sec) * <int64_t> 1_000_000_000
+            + (usage.ru_utime.tv_usec + usage.ru_stime.tv_usec) * 1000)
+
+
+def look():
+    children_look(&worker.children)
     getrusage(RUSAGE_SELF, &usage)
-    call_leave_output()
-    acknowledged = False
-    if not call_end(inbox.request.token, (code & 0xFF) << 8, now_ns - spent_ns, usage.ru_maxrss):
+    return worker.children.there, usage.ru_maxrss
+
+
+def result_path():
+    cdef const char* path = variable(b"PYSCHED_RESULT=")
+    return None if path == NULL else <bytes> path
+
+
+def end(int code, bytes result):
+    global spent_ns
+    cdef CallEnd told
+    cdef int64_t now_ns = time_of(&usage) + time_of(&worker.children.usage)
+    cdef const char* path = variable(b"PYSCHED_RESULT=")
+    cdef const char* progress = variable(b"PYSCHED_PROGRESS=")
+    memset(&told, 0, sizeof(told))
+    told.token = inbox.request.token
+    told.status = (code & 0xFF) << 8
+    told.cpu_ns = now_ns - spent_ns
+    told.max_rss_kb = usage.ru_maxrss
+    if is_there(progress):
+        unlink(progress)
+    if is_there(path):  # by the call itself, or because what it returned is long
+        if result is None:
+            told.left = CALL_LEFT_RESULT
+        else:
+            unlink(path)
+    told.left |= call_leave_output(&worker)
+    if not call_end(&told, <const char*> result if result is not None else NULL, 0 if result is None else len(result)):
         return False
     spent_ns = now_ns
     return True
 
 
-def peak_kb():
-    cdef rusage usage
-    getrusage(RUSAGE_SELF, &usage)
-    return usage.ru_maxrss
+def receive():
+    cdef Handed handed
+    cdef int received
+    while True:
+        with nogil:
+            received = receive_start(worker_socket, &inbox, &handed)
+        if received > 0:
+            handed_close(&handed)
+            return True
+        if received == 0 or errno != EINTR:
+            return False
+        PyErr_CheckSignals()
 
 
-def next_call(dict mirror):
-    global acknowledged, worker, spent_ns
-    cdef int handed, received
+def last_is_heard():
+    return worker.desk.heard.load(memory_order_acquire) >= last_call
+
+
+def refuse():
+    call_refuse(&inbox, STEP_CLONE, ESTALE)
+
+
+def begin(dict mirror):
+    global last_call
     cdef char* cursor = inbox.texts
-    if not worker:  # an image that was executed in the place of the one before
-        worker = acknowledged = True
-        spent_ns = spent()
-    received = receive_start(worker_socket, &inbox, &handed)
-    if received <= 0:
-        raise EOFError(acknowledged)
-    if received == 2:
-        acknowledged = True
+    if not call_begin(&inbox, &worker):
         return None
-    if not call_begin(&inbox):
-        return None
+    last_call = inbox.request.call
     words = texts_of(&cursor, inbox.request.words)
     adopt_again(cursor, mirror)
     return words
+
+
+def remove_logs():
+    logs_remove(&worker.logs)

@@ -21,7 +21,7 @@ from libc.stdio cimport snprintf
 from libc.string cimport memcpy
 from libcpp.atomic cimport memory_order_acquire, memory_order_relaxed, memory_order_seq_cst
 
-from native cimport CLOCK_BOOTTIME, array, padded_atomic, padded_mutex
+from native cimport array, padded_atomic, padded_mutex
 
 cdef int64_t PLENTY = <int64_t> 1 << 60
 
@@ -41,14 +41,15 @@ cdef cppclass Admission:
     int count
     Device[DEVICES_MAX] devices
     Processors processors
-    int64_t ageing_ns   # as the queue's
-    array[RecordPtr] parked
+    ParkedList parked
     uint64_t reserved   # handle of the one that is reserved for
     bint reserves       # whether there is one
     int64_t[RESOURCES] reservation  # what it asks for
     uint32_t era        # changes with it
     int64_t[RESOURCES] behind   # held by attempts that were let past it
-    padded_atomic[uint32_t] crowd   # how many are parked; to be read without the mutex
+    # Without the mutex:
+    padded_atomic[uint32_t] crowd       # how many are parked
+    padded_atomic[uint32_t] withdrawn   # whether some of them were; written behind that, read before it is looked for
 
 
 cdef void admission_init(Admission* admission, const int64_t* capacity, int64_t ageing_ns) noexcept nogil:
@@ -56,7 +57,7 @@ cdef void admission_init(Admission* admission, const int64_t* capacity, int64_t 
     for i in range(RESOURCES):
         admission.capacity[i] = capacity[i]
         admission.held[i] = admission.wanted[i] = admission.behind[i] = 0
-    admission.ageing_ns = ageing_ns
+    admission.parked.ageing_ns = ageing_ns
     admission.waiting = 0
     admission.count = admission.processors.count = 0
     admission.era = 1
@@ -189,64 +190,56 @@ cdef void admission_reserve(Admission* admission, const Record* record) noexcept
         admission.behind[i] = 0
 
 
-cdef size_t admission_first(Admission* admission) noexcept nogil:
-    """Who of the parked comes before all others: the one that is overdue for longest, else the first in order."""
-    cdef int64_t time_ns, longest_ns = 0, over_ns
-    cdef size_t i, first = 0
-    cdef Record* record
-    if admission.ageing_ns == 0:
-        return 0
-    time_ns = now(CLOCK_BOOTTIME)
-    for i in range(admission.parked.size()):
-        record = admission.parked[i]
-        over_ns = time_ns - record.ticket.queued_ns - record.ticket.cls * admission.ageing_ns
-        if record.ticket.cls and over_ns > longest_ns:
-            longest_ns = over_ns
-            first = i
-    return first
-
-
 cdef void admission_pass(Admission* admission, array[RecordPtr]* admitted, array[RecordPtr]* dead) noexcept nogil:
-    """Admit what may start now of the parked, in order; `dead`: those that were withdrawn."""
-    cdef array[RecordPtr] waiting
+    """Admit what may start now of the parked, in order, the one that is overdue for longest first; `dead`: those that
+    were withdrawn."""
+    cdef ParkedList* parked = &admission.parked
+    cdef Alike* queue
     cdef Record* record
     cdef Record* reserved = NULL
-    cdef size_t i, k, first = admission_first(admission)
-    waiting.swap(admission.parked)
-    for i in range(waiting.size()):
-        k = first if i == 0 else i - 1 if i <= first else i
-        record = waiting[k]
+    cdef Record* overdue
+    if admission.withdrawn.exchange(0, memory_order_acquire):
+        parked_purge(parked, dead)
+    overdue = parked_take_overdue(parked)
+    while True:
+        queue = NULL
+        record = overdue
+        if record == NULL:
+            queue = parked_next(parked)
+            if queue == NULL:
+                break
+            record = queue.records[queue.first]
         if admission_fits(admission, record) and (reserved == NULL or admission_may_pass(admission, record)):
-            admission_hold(admission, record)
-            if reserved != NULL:
-                record.era = admission.era
-                for k in range(RESOURCES):
-                    admission.behind[k] += record.demand[k]
+            admission_admit(admission, record, reserved != NULL)
             if record_change(record, RECORD_PARKED, RECORD_QUEUED):
                 admitted.push_back(record)
-                continue
-            admission_give_up(admission, record)
-        if record.state.load(memory_order_acquire) == RECORD_WITHDRAWN:
-            dead.push_back(record)
-            continue
-        if reserved == NULL:
-            reserved = record
-            admission_reserve(admission, record)
-        admission_insert(admission, record)
+            else:
+                admission_give_up(admission, record)
+                dead.push_back(record)
+            if queue != NULL:
+                parked_remove(parked, queue, queue.first)
+        else:
+            if reserved == NULL:
+                reserved = record
+                admission_reserve(admission, record)
+            if queue == NULL:
+                queue = parked_insert(parked, record)
+            queue.blocked = True
+        overdue = NULL
     if reserved == NULL:
         admission_reserve(admission, NULL)
-    admission.crowd.store(<uint32_t> admission.parked.size(), memory_order_seq_cst)
+    parked_tidy(parked)
+    admission.crowd.store(<uint32_t> parked.count, memory_order_seq_cst)
 
 
-cdef void admission_insert(Admission* admission, Record* record) noexcept nogil:
-    """At its place in the order."""
-    cdef size_t i
-    admission.parked.push_back(record)
-    i = admission.parked.size() - 1
-    while i > 0 and starts_first(record.ticket, admission.parked[i - 1].ticket):
-        admission.parked[i] = admission.parked[i - 1]
-        i -= 1
-    admission.parked[i] = record
+cdef inline void admission_admit(Admission* admission, Record* record, bint passes) noexcept nogil:
+    """`passes`: by the one that is reserved for."""
+    cdef int i
+    admission_hold(admission, record)
+    if passes:
+        record.era = admission.era
+        for i in range(RESOURCES):
+            admission.behind[i] += record.demand[i]
 
 
 # ---- what the engine and the lanes call ------------------------------------------------------------------------------
@@ -284,14 +277,14 @@ cdef bint engine_admits(Engine* engine, Record* record) noexcept nogil:
     if record.share == SHARE_HELD:  # it was parked, or put back for a shortage
         return True
     admission.mutex.lock()
-    if admission.parked.empty() and admission_fits(admission, record):
+    if admission.parked.count == 0 and admission_fits(admission, record):
         admission_hold(admission, record)
         parks = False
     else:
         # Before it can be found: from then on kill() may withdraw it.
         record.state.store(RECORD_PARKED, memory_order_release)
-        admission_insert(admission, record)
-        admission.crowd.store(<uint32_t> admission.parked.size(), memory_order_seq_cst)
+        parked_insert(&admission.parked, record)
+        admission.crowd.store(<uint32_t> admission.parked.count, memory_order_seq_cst)
     admission.mutex.unlock()
     if parks:
         engine_admit(engine)
@@ -322,25 +315,21 @@ cdef void engine_admit(Engine* engine) noexcept nogil:
 cdef void engine_withdraw_parked(Engine* engine, array[RecordPtr]* found) noexcept nogil:
     """Move all that are parked to `found`, as if they had been popped; the caller withdraws and frees them."""
     cdef Admission* admission = engine.admission
-    cdef array[RecordPtr] parked
-    cdef size_t i
     admission.mutex.lock()
-    parked.swap(admission.parked)
+    parked_empty(&admission.parked, found)
     admission_reserve(admission, NULL)
     admission.crowd.store(0, memory_order_seq_cst)
     admission.mutex.unlock()
-    for i in range(parked.size()):
-        found.push_back(parked[i])
 
 
 cdef void admission_depths(Admission* admission, int64_t* depths) noexcept nogil:
     """Add the parked of each class."""
-    cdef size_t i
+    cdef int i
     if admission.crowd.load(memory_order_relaxed) == 0:
         return
     admission.mutex.lock()
-    for i in range(admission.parked.size()):
-        depths[admission.parked[i].ticket.cls] += 1
+    for i in range(CLASSES):
+        depths[i] += admission.parked.depths[i]
     admission.mutex.unlock()
 
 

@@ -17,6 +17,10 @@
 #   - before the end is collected: the zombie becomes the guard's, which writes the end and then collects it.  A lane
 #     does the same in the same order, so a collected child without ENDED does not exist while the guard lives.
 #
+# Results that came with the end of a call (worker.pyx) lie in a file beside the table, a slot for each row, written
+# before the row says ENDED; nobody needs them once the row is free.  In a file of their own, since a table is its rows
+# to nodes of other versions.
+#
 # That makes a pid in a row safe: while the guard lives, a process is not collected before its row says ENDED, so nobody
 # else has its number.  A guard that begins makes LOST of what ran under the one before it: how that ends nobody will
 # know, but that it had started is certain.  Rows of an earlier start of the machine mean nothing.
@@ -28,7 +32,7 @@ cimport cython
 from cython.operator cimport dereference
 from libc.errno cimport ECHILD, EINVAL, ESRCH, errno
 from libc.signal cimport SIGKILL
-from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
+from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 from libc.string cimport memcmp, memcpy, memset
 from libcpp.atomic cimport atomic, memory_order_acquire, memory_order_relaxed, memory_order_release
 from libcpp.unordered_map cimport unordered_map
@@ -55,6 +59,7 @@ from native cimport (
     pidfd_send_signal,
     posix_fallocate,
 )
+from sibling cimport CALL_LEFT_RESULT, WorkerWords, call_result_max
 
 cdef enum RowState:
     ROW_IS_FREE
@@ -91,9 +96,15 @@ cdef cppclass Row:
     # These two may change while the state does not, and be read meanwhile.
     atomic[uint8_t] cause
     atomic[uint8_t] ending  # it was told to: what survives its leader has its grace; released after `cause`
-    char[2] spare
+    uint16_t result_size    # of what stands in the table's results; that and `left` are of an end that a worker told
     uint64_t devices        # GPUs that it was given, as bits
-    char[16] more_spare
+    uint8_t left            # RowLeft; 0: whatever it has left is in its files
+    char[15] spare
+
+
+cdef enum RowLeft:
+    ROW_KNOWS_RESULT = 1    # in the table's results, or there is none
+    ROW_IS_SILENT = 2       # it has left no output
 
 
 cdef struct TableHead:      # as long as a row
@@ -107,6 +118,7 @@ cdef struct TableHead:      # as long as a row
 cdef cppclass Table:
     Row* rows               # rows[0] is the head
     uint32_t count          # with the head
+    char* results           # call_result_max bytes for each row; NULL: these are not mapped here
     # Guarded by the mutex, which is held for a few memory accesses and never while anything is waited for.
     padded_mutex mutex
     array[uint32_t] free
@@ -163,6 +175,16 @@ cdef void row_end(Row* row, RowState how, int status, const rusage* usage) noexc
     row.max_rss_kb = usage.ru_maxrss if usage.ru_maxrss > row.floor_kb else 0
     row.status = status
     row.state.store(how, memory_order_release)
+
+
+cdef void row_keep_result(Row* row, Table* table, bint is_silent, const WorkerWords* words) noexcept nogil:
+    """Before row_end: who finds the end finds this, too."""
+    row.left = ROW_IS_SILENT if is_silent else 0
+    if words.end.left & CALL_LEFT_RESULT or table.results == NULL:
+        return
+    memcpy(table.results + <size_t> (row - table.rows) * call_result_max, words.result, words.result_size)
+    row.result_size = <uint16_t> words.result_size
+    row.left |= ROW_KNOWS_RESULT
 
 
 cdef bint row_has_ended(const Record* record, int* status, int* error, rusage* usage) noexcept nogil:
@@ -265,6 +287,8 @@ cdef class AttemptRow:
     cdef int64_t max_rss_kb
     cdef int status
     cdef uint8_t cause
+    cdef uint8_t left
+    cdef bytes result
 
     def end(self, uint64_t handle):
         """The event that the attempt's lane would have told."""
@@ -273,15 +297,18 @@ cdef class AttemptRow:
             KIND_EXITED, handle, pid=self.pid, status=self.status if known else -1, cause=self.cause,
             errno=0 if known else ECHILD, started_ns=self.started_real_ns, ended_ns=self.ended_real_ns,
             run_ns=self.run_ns, cpu_ns=self.cpu_ns, max_rss_kb=self.max_rss_kb,
+            left_output=not self.left & ROW_IS_SILENT, left_result=not self.left & ROW_KNOWS_RESULT,
+            result=self.result,
         )
 
     def __repr__(self):
         return f"<AttemptRow state={self.state} pid={self.pid} token={self.token}>"
 
 
-cdef AttemptRow row_of(const Row* native, uint32_t state):
+cdef AttemptRow row_of(const Table* table, const Row* native, uint32_t state):
     """`state` has been acquired: what belongs to it may be read, while a lane may be writing what comes next."""
     cdef AttemptRow row = AttemptRow.__new__(AttemptRow)
+    cdef const char* result
     row.state = state
     row.pid = native.pid
     row.token = native.token
@@ -297,6 +324,11 @@ cdef AttemptRow row_of(const Row* native, uint32_t state):
         row.cpu_ns = native.cpu_ns
         row.max_rss_kb = native.max_rss_kb
         row.status = native.status
+        if table.results != NULL:
+            row.left = native.left
+            if row.left & ROW_KNOWS_RESULT and 0 < native.result_size <= call_result_max:
+                result = table.results + <size_t> (native - table.rows) * call_result_max
+                row.result = result[:native.result_size]
     return row
 
 
@@ -373,12 +405,16 @@ cdef class AttemptTable:
         finally:
             close(file)
         self.check(path, guard)
+        if rows:
+            self.map_results(os.fspath(path) + ".results")
         self.take_stock()
 
     def __dealloc__(self):
         if self.table != NULL:
             if self.table.rows != NULL:
                 munmap(self.table.rows, self.table.count * ROW_BYTES)
+            if self.table.results != NULL:
+                munmap(self.table.results, self.table.count * call_result_max)
             del self.table
 
     cdef int map(self, int file, int64_t size) except -1:
@@ -390,6 +426,26 @@ cdef class AttemptTable:
             raise OSError(errno, "cannot be mapped")
         self.table.rows = <Row*> memory
         self.table.count = <uint32_t> (size // ROW_BYTES)
+        return 0
+
+    cdef int map_results(self, path) except -1:
+        cdef int64_t wanted = <int64_t> self.table.count * call_result_max
+        cdef struct_stat status
+        cdef void* memory
+        cdef int error = 0, file = os.open(path, O_RDWR | O_CREAT | O_NOFOLLOW | O_CLOEXEC, 0o600)
+        try:
+            if fstat(file, &status) != 0:
+                raise OSError(errno, "cannot be read", path)
+            if status.st_size < wanted:
+                error = posix_fallocate(file, 0, wanted)  # for the same reason
+                if error:
+                    raise OSError(error, os.strerror(error), path)
+            memory = mmap(NULL, <size_t> wanted, PROT_READ | PROT_WRITE, MAP_SHARED, file, 0)
+            if memory == MAP_FAILED:
+                raise OSError(errno, "cannot be mapped", path)
+            self.table.results = <char*> memory
+        finally:
+            close(file)
         return 0
 
     cdef int check(self, path, bytes guard) except -1:
@@ -419,7 +475,7 @@ cdef class AttemptTable:
         for i in range(1, self.table.count):
             state = self.table.rows[i].state.load(memory_order_acquire)
             if state != ROW_IS_FREE:
-                found.append(row_of(&self.table.rows[i], state))
+                found.append(row_of(self.table, &self.table.rows[i], state))
         return found
 
     def row(self, token):
@@ -427,7 +483,7 @@ cdef class AttemptTable:
         cdef Row* native = self.find(wanted)
         if native == NULL:
             raise KeyError(token)
-        return row_of(native, native.state.load(memory_order_acquire))
+        return row_of(self.table, native, native.state.load(memory_order_acquire))
 
     cdef Row* find(self, uint64_t token) noexcept:
         cdef unordered_map[uint64_t, uint32_t].iterator found

@@ -180,7 +180,8 @@ cdef void crew_free(Crew* crew) noexcept:
     while entry != engine.registry.end():
         record = dereference(entry).second
         if record.state.load() >= RECORD_TAKEN:  # the others have a ticket
-            close(record.pidfd)
+            if record.pidfd >= 0:
+                close(record.pidfd)
             record_free(record)
         preincrement(entry)
     while queue_pop(&engine.queue, 0, &ticket):
@@ -201,6 +202,7 @@ cdef void crew_free(Crew* crew) noexcept:
     free(engine.counters)
     free(engine.latencies)
     queue_free(&engine.queue)
+    outbox_free(&engine.outbox)
     if engine.outbox.bell >= 0:
         close(engine.outbox.bell)
     del engine

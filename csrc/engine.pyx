@@ -4,7 +4,7 @@ from cython.operator cimport dereference
 from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
 from libc.string cimport memset
 from libcpp.algorithm cimport sort
-from libcpp.atomic cimport memory_order_acquire, memory_order_seq_cst
+from libcpp.atomic cimport memory_order_acquire, memory_order_release, memory_order_seq_cst
 from libcpp.unordered_map cimport unordered_map
 from posix.resource cimport rlimit
 
@@ -240,6 +240,8 @@ cdef bint engine_kill(Engine* engine, uint64_t handle, int64_t grace_ns, uint8_t
     engine.registry_mutex.unlock()
     if home >= 0:
         queue_bury(&engine.queue, home, cls, record_bury)
+    elif state == RECORD_PARKED:
+        engine.admission.withdrawn.store(1, memory_order_release)
     engine_admit(engine)  # it may have been parked, before others
     count(engine.counters[engine.lanes], COUNT_WITHDRAWN)
     notes.push_back(note)

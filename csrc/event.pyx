@@ -1,7 +1,9 @@
 # What happened, on its way from the lanes to Python: the outbox, and the `Event` that Python sees.
 
 cimport cython
-from libc.stdint cimport int64_t, uint8_t, uint64_t
+from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
+from libc.stdlib cimport free
+from libcpp.atomic cimport memory_order_relaxed
 from posix.types cimport pid_t
 
 from native cimport (
@@ -11,6 +13,7 @@ from native cimport (
     eventfd_read,
     eventfd_t,
     eventfd_write,
+    padded_atomic,
     padded_mutex,
     pollfd,
     ppoll,
@@ -41,6 +44,10 @@ cdef struct Note:       # the native form of an Event, same fields
     int64_t cpu_ns
     int64_t max_rss_kb
     int survivors
+    bint left_output
+    bint left_result
+    uint16_t result_size
+    char* result        # the event's, or whose the note is; NULL: none
 
 
 cdef cppclass Outbox:
@@ -63,7 +70,7 @@ cdef cppclass Outbox:
 
 # How soon a poll may follow one that took notes.  Waking a poller for each end of a short job costs as much as the
 # kernel's work for a third of that job; notes that are this close together come in one batch.  While attempts wait in
-# the buckets no lane needs anything of the poller, so it may take its time.
+# the buckets, or for what others hold, no lane needs anything of the poller, so it may take its time.
 cdef int64_t GATHER_NS = 1_000_000
 cdef int64_t GATHER_BUSY_NS = 20_000_000
 
@@ -130,7 +137,19 @@ cdef bint outbox_take(Outbox* outbox, array[Note]* batch, size_t limit) noexcept
     return True
 
 
-cdef bint outbox_gather(Outbox* outbox, size_t limit, int64_t deadline_ns, Queue* queue) noexcept nogil:
+cdef struct Backlog:
+    Queue* queue
+    padded_atomic[uint32_t]* crowd  # how many are parked
+
+
+cdef inline bint has_backlog(const Backlog* backlog) noexcept nogil:
+    # relaxed: it is a guess about the next milliseconds.
+    return queue_has_work(backlog.queue) or backlog.crowd.load(memory_order_relaxed) != 0
+
+
+cdef bint outbox_gather(
+    Outbox* outbox, size_t limit, int64_t deadline_ns, const Backlog* backlog
+) noexcept nogil:
     """Under the mutex, which is free meanwhile: let notes gather if some were taken just now; False: interrupted.
 
     Nobody counts as a poller here, so lanes post without a system call.  Whether attempts wait is asked each GATHER_NS,
@@ -142,7 +161,7 @@ cdef bint outbox_gather(Outbox* outbox, size_t limit, int64_t deadline_ns, Queue
     while slept == 0:
         if outbox.taken_ns == 0 or outbox.woken or outbox.closed or outbox.notes.size() - outbox.first >= limit:
             return True
-        until_ns = outbox.taken_ns + (GATHER_BUSY_NS if queue_has_work(queue) else GATHER_NS)
+        until_ns = outbox.taken_ns + (GATHER_BUSY_NS if has_backlog(backlog) else GATHER_NS)
         if 0 <= deadline_ns < until_ns:
             until_ns = deadline_ns
         now_ns = now(CLOCK_BOOTTIME)
@@ -156,10 +175,10 @@ cdef bint outbox_gather(Outbox* outbox, size_t limit, int64_t deadline_ns, Queue
 
 
 cdef Polled outbox_poll(
-    Outbox* outbox, array[Note]* batch, size_t limit, int64_t deadline_ns, Queue* queue
+    Outbox* outbox, array[Note]* batch, size_t limit, int64_t deadline_ns, const Backlog* backlog
 ) noexcept nogil:
     """Wait for notes until `deadline_ns` of CLOCK_BOOTTIME (-1: for ever) and take up to `limit`; more time for them to
-    gather while there is work in `queue`."""
+    gather while there is a backlog."""
     cdef pollfd watched
     cdef timespec rest
     cdef int64_t rest_ns
@@ -167,7 +186,7 @@ cdef Polled outbox_poll(
     cdef int ready
     cdef bint done, signal
     outbox.mutex.lock()
-    if not outbox_gather(outbox, limit, deadline_ns, queue):
+    if not outbox_gather(outbox, limit, deadline_ns, backlog):
         outbox.mutex.unlock()
         return POLL_INTERRUPTED
     while True:
@@ -242,11 +261,15 @@ cdef class Event:
     cdef readonly int64_t cpu_ns
     cdef readonly int64_t max_rss_kb
     cdef readonly int survivors
+    cdef readonly bint left_output
+    cdef readonly bint left_result
+    cdef readonly bytes result
 
     def __init__(
         self, int kind, uint64_t handle, *, int lane=0, int pid=0, int status=0, int cause=0, int errno=0,
         str step=None, int64_t queued_ns=0, int64_t started_ns=0, int64_t ended_ns=0, int64_t wait_ns=0,
-        int64_t run_ns=0, int64_t cpu_ns=0, int64_t max_rss_kb=0, int survivors=0,
+        int64_t run_ns=0, int64_t cpu_ns=0, int64_t max_rss_kb=0, int survivors=0, bint left_output=True,
+        bint left_result=True, bytes result=None,
     ):
         self.kind = kind
         self.handle = handle
@@ -264,6 +287,9 @@ cdef class Event:
         self.cpu_ns = cpu_ns
         self.max_rss_kb = max_rss_kb
         self.survivors = survivors
+        self.left_output = left_output
+        self.left_result = left_result
+        self.result = result
 
     @property
     def errno(self):
@@ -277,7 +303,15 @@ cdef class Event:
         return text + ">"
 
 
-cdef Event event_of(const Note* note):
+cdef void outbox_free(Outbox* outbox) noexcept nogil:
+    """What nobody has taken; by the thread that owns the Core, after the lanes have ended."""
+    cdef size_t i
+    for i in range(outbox.first, outbox.notes.size()):
+        free(outbox.notes[i].result)
+
+
+cdef Event event_of(Note* note):
+    """The note is spent."""
     cdef Event event = Event.__new__(Event)
     event.kind = note.kind
     event.handle = note.handle
@@ -295,4 +329,9 @@ cdef Event event_of(const Note* note):
     event.cpu_ns = note.cpu_ns
     event.max_rss_kb = note.max_rss_kb
     event.survivors = note.survivors
+    event.left_output = note.left_output
+    event.left_result = note.left_result
+    event.result = note.result[:note.result_size] if note.result != NULL else None
+    free(note.result)
+    note.result = NULL
     return event

@@ -215,7 +215,7 @@ cdef void lane_started(Lane* lane, Record* record) noexcept nogil:
         record.look_ns = OUTPUT_FIRST_NS
         timers_arm(&lane.timers, &record.look, TIMER_OUTPUT, record.started_ns + OUTPUT_FIRST_NS)
     memory_watch(lane, record)
-    if not lane_watch(lane, record):
+    if record.worker == NULL and not lane_watch(lane, record):  # the worker is watched
         lane.unwatched.push_back(record)
         timers_arm(&lane.timers, &lane.watch, TIMER_WATCH, record.started_ns + WATCH_RETRY_NS)
 
@@ -249,6 +249,8 @@ cdef bint lane_watch(Lane* lane, Record* record) noexcept nogil:
 
 cdef void lane_unwatch(Lane* lane, Record* record) noexcept nogil:
     cdef size_t i
+    if record.pidfd < 0:  # of a worker that lives on
+        return
     # Explicitly: a process that Python forks may hold a copy of the pidfd, and the interest would outlive our close.
     epoll_ctl(lane.epoll, EPOLL_CTL_DEL, record.pidfd, NULL)
     for i in range(lane.unwatched.size()):
@@ -391,7 +393,7 @@ cdef void lane_tree_survives(Lane* lane, Record* record, int survivors) noexcept
 cdef bint lane_cap_output(Lane* lane, Record* record) noexcept nogil:
     """Whether the attempt, which may have ended, fails for it."""
     cdef OutputLimit* limit = &lane.engine.output_limit
-    if limit.size == 0 or not record_cap_output(record, limit) or not limit.ends:
+    if limit.size == 0 or record.is_silent or not record_cap_output(record, limit) or not limit.ends:
         return False
     if record.cause == CAUSED_BY_NOTHING:
         record.cause = CAUSED_BY_LOG_LIMIT
@@ -417,6 +419,7 @@ cdef void lane_tell_end(
         note.cpu_ns -= record.worker.cpu_ns  # the others' calls
     note.max_rss_kb = max(usage.ru_maxrss, memory_unwatch(lane.engine, record))
     note.survivors = survivors
+    note.left_output = note.left_result = True  # or may have
     lane.notes.push_back(note)
     count(counters, COUNT_EXITED)
     latency_record(&lane.engine.latencies[lane.number].run[record.ticket.cls], note.run_ns)
@@ -433,7 +436,8 @@ cdef void lane_release(Lane* lane, Record* record) noexcept nogil:
         worker_bury(lane, worker)
     if record.awaits_row:
         lane_forget_unrecorded(lane, record)
-    close(record.pidfd)
+    if record.pidfd >= 0:
+        close(record.pidfd)
     timers_disarm(&lane.timers, &record.timer)
     timers_disarm(&lane.timers, &record.look)
     engine_forget(lane.engine, record.handle)

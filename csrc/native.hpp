@@ -349,6 +349,12 @@ inline bool pidfd_ended(int pidfd) noexcept {
     return poll(&watched, 1, 0) == 1;
 }
 
+// Until it has, or so many milliseconds have passed.
+inline void pidfd_await(int pidfd, int ms) noexcept {
+    pollfd watched{pidfd, POLLIN, 0};
+    poll(&watched, 1, ms);
+}
+
 // waitid(P_PIDFD) that leaves the zombie in place: 0 it has ended, else errno (ECHILD: somebody else reaped it).
 inline int peek_exit(int pidfd) noexcept {
     siginfo_t info{};

@@ -71,6 +71,7 @@ cdef extern from "native.hpp" namespace "pysched" nogil:
     int pidfd_send_signal(int pidfd, int signal)
     int pidfd_open(pid_t pid)
     bint pidfd_ended(int pidfd)
+    void pidfd_await(int pidfd, int ms)
     int peek_exit(int pidfd)
     int peek_end(int pidfd, int* status, rusage* usage)
     int peek_status(int pidfd)

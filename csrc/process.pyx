@@ -77,7 +77,8 @@ cdef cppclass Record:
     uint8_t cause
     bint warm           # forked by the zygote, see zygote.pyx
     uint64_t reuse      # key of the workers that may make the call, see worker.pyx; 0: none, it is a process of its own
-    WorkerProcess* worker  # that makes it, or is asked to
+    WorkerProcess* worker  # that makes it, or is asked to; the pidfd is its
+    bint is_silent      # its log files are not there any more, since nothing was in them
     int64_t ending_grace_ns  # of a kill that came while it was starting; -1: none did
     # its tree, see tree.pyx
     rlimit mark

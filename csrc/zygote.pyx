@@ -32,6 +32,7 @@ from libc.stdint cimport int64_t, uint32_t, uint64_t
 from libc.string cimport memset, strlen
 from libcpp.atomic cimport memory_order_relaxed
 from posix.signal cimport kill
+from posix.types cimport pid_t
 from posix.unistd cimport close
 from posix.wait cimport waitpid
 
@@ -48,7 +49,7 @@ from native cimport (
     padded_atomic,
     pidfd_open,
 )
-from sibling cimport StartReply, StartRequest, receive_reply, send_start
+from sibling cimport Handed, StartReply, StartRequest, handed_close, receive_reply, send_start
 
 
 cdef cppclass Zygote:
@@ -78,8 +79,10 @@ cdef bint take_out(array[RecordPtr]* list, Record* record) noexcept nogil:
 
 # ---- asking ----------------------------------------------------------------------------------------------------------
 
-cdef int zygote_ask(int socket, Record* record, int lane, Engine* engine, int handed) noexcept nogil:
-    """0 or errno; `handed`: a descriptor that goes along, or -1."""
+cdef int zygote_ask(
+    int socket, Record* record, int lane, Engine* engine, const Handed* handed
+) noexcept nogil:
+    """0 or errno; `handed`: what goes along to a worker."""
     cdef StartRequest request
     cdef char* texts = record.words[1]  # the block's texts follow each other from here on, stderr's path is the last
     cdef char** word = record.words + 1
@@ -88,6 +91,7 @@ cdef int zygote_ask(int socket, Record* record, int lane, Engine* engine, int ha
     memset(&request, 0, sizeof(request))
     record_write_tail(record, lane)
     request.token = <uint64_t> record
+    request.call = record.worker.call if record.worker != NULL else 0
     request.open_files = engine.open_files
     request.row_pid = -1
     if record.row != NULL and record.row.pid == 0:
@@ -144,14 +148,16 @@ cdef void lane_ask_zygote(Lane* lane) noexcept nogil:
 cdef int lane_ask_for(Lane* lane, Record* record) noexcept nogil:
     """0 or errno."""
     cdef WorkerProcess* worker = NULL
-    cdef int theirs = -1, error
+    cdef Handed handed
+    cdef int error
+    handed.socket = handed.desk = -1
     if record.reuse:
-        worker = worker_new(lane, record, &theirs)
+        worker = worker_new(lane, record, &handed)
         if worker == NULL:
             return EMFILE
-    error = zygote_ask(lane.zygote.socket, record, lane.number, lane.engine, theirs)
+    error = zygote_ask(lane.zygote.socket, record, lane.number, lane.engine, &handed)
     if worker != NULL:
-        close(theirs)
+        handed_close(&handed)
         if error != 0:
             worker_bury(lane, worker)
     return error
@@ -174,10 +180,9 @@ cdef void lane_hear_zygote(Lane* lane) noexcept nogil:
 
 
 cdef void lane_take_reply(Lane* lane, Record* record, const StartReply* reply) noexcept nogil:
-    cdef int64_t grace_ns = record.ending_grace_ns
     record.started_ns = reply.started_ns
     record.started_real_ns = reply.started_real_ns
-    if record.worker != NULL and record.worker.pidfd < 0:
+    if record.worker != NULL:
         if reply.step != STEP_NONE:
             worker_bury(lane, record.worker)
         else:
@@ -187,17 +192,23 @@ cdef void lane_take_reply(Lane* lane, Record* record, const StartReply* reply) n
             waitpid(reply.pid, NULL, 0)  # it has nothing else to do than to end
         lane_fail_warm(lane, record, reply.step, reply.error)
         return
-    record.pidfd = pidfd_open(reply.pid)  # a child of ours that nobody has collected: nobody else can have the number
+    if record.worker != NULL:
+        record.pidfd = record.worker.pidfd
+    else:
+        record.pidfd = pidfd_open(reply.pid)  # a child of ours that is not collected: nobody else can have the number
     if record.pidfd < 0:
         # Out of descriptors, for a child that has hardly begun: as if it had not.
         kill(reply.pid, SIGKILL)
         waitpid(reply.pid, NULL, 0)
-        if record.worker != NULL:
-            record.worker.collected = True
-            worker_take_back(lane, record)
         lane_fail_warm(lane, record, STEP_CLONE, EMFILE)
         return
-    record.pid = reply.pid
+    lane_warm_runs(lane, record, reply.pid)
+
+
+cdef void lane_warm_runs(Lane* lane, Record* record, pid_t pid) noexcept nogil:
+    """It has a process, and may have been told to end before that was known."""
+    cdef int64_t grace_ns = record.ending_grace_ns
+    record.pid = pid
     if record.row != NULL:
         record.row.started_ns = record.row.since_ns = record.started_ns
         record.row.started_real_ns = record.started_real_ns
@@ -226,8 +237,11 @@ cdef void lane_kill_starting(Lane* lane, Record* record, int64_t grace_ns) noexc
     if take_out(&lane.zygote.wanted, record):
         lane_take_back_slot(lane)
         lane_withdraw_warm(lane, record)
-    elif record.ending_grace_ns < 0 or grace_ns < record.ending_grace_ns:
+        return
+    if record.ending_grace_ns < 0 or grace_ns < record.ending_grace_ns:
         record.ending_grace_ns = grace_ns
+    if record.worker != NULL and record.worker.pidfd >= 0 and worker_has_begun(record.worker):
+        worker_began(lane, record.worker)
 
 
 cdef void lane_withdraw_warm(Lane* lane, Record* record) noexcept nogil:

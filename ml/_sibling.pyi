@@ -3,12 +3,20 @@
 from collections.abc import Sequence
 
 __all__ = [
-    "WORKER_SOCKET", "available", "end", "is_drawn", "is_worker", "next_call", "own_generator", "peak_kb", "serve",
-    "wait",
+    "RESULT_BYTES", "Files", "are_drawn", "available", "begin", "end", "is_worker", "last_is_heard", "look",
+    "note_seeds", "own_generator", "own_random", "receive", "refuse", "remove_logs", "result_path", "serve",
 ]  # fmt: skip
 
-WORKER_SOCKET: int
-"""Of a worker: the descriptor on which its calls come."""
+class Files:
+    """Files that are looked at again and again."""
+
+    def add(self, path: bytes) -> None:
+        """As it is now; one that is known already stays as it was."""
+    def changed(self) -> bool:
+        """Whether one of them is not as it was: its time, its size, or that it is there."""
+
+RESULT_BYTES: int
+"""A longer result of a worker's call goes by its file."""
 
 def available() -> bool:
     """Whether `serve` can do its work here; it must be asked, and said yes, by the thread that forks."""
@@ -19,11 +27,14 @@ def own_generator(capsule: object, key: bytes, position: int) -> bool:
     `key` and `position` are what it says of its state.
     """
 
-def is_drawn() -> bool:
-    """In a job: whether that generator may not be as it was seeded."""
+def own_random(generator: object, key: bytes, position: int) -> bool:
+    """The same for a `random.Random`."""
 
-def wait(sockets: Sequence[int]) -> bool:
-    """Until one of them has a request, or its other end is closed; False: a signal came."""
+def are_drawn() -> tuple[bool, bool]:
+    """In a job: whether those of `own_random` and `own_generator` may not be as they were seeded."""
+
+def note_seeds() -> None:
+    """In a worker: as they are now they count as seeded."""
 
 def serve(
     sockets: Sequence[int], table: int, until_ns: int, environment: tuple[bytes, ...], mirror: dict[bytes, bytes]
@@ -32,24 +43,36 @@ def serve(
     past `until_ns`.
 
     `table` is the file of running attempts, into whose row the job writes its pid; -1: there is none.
-    The job has its own session, logs, folder and limits, and no descriptor above 2, a worker none above WORKER_SOCKET.
+    The job has its own session, logs, folder and limits, and no descriptor above 2, a worker none above its socket.
     Its environment is the request's: what differs from `environment`, entries `NAME=value` that are the zygote's, is
     changed for libc and in `mirror`, the dictionary behind `os.environ`.
     The process must have one thread.  Raises `EOFError` when the node has closed its end.
     """
 
 def is_worker() -> bool:
-    """In a job: whether it may make further calls."""
+    """In a job: whether it may make further calls.  What follows is for those that may."""
 
-def end(code: int) -> bool:
-    """In a worker: say that the call has ended with an exit code; False: nobody hears it."""
+def look() -> tuple[bool, int]:
+    """What the call that ends has left: whether there are children, and the most that this process has had resident, in
+    KiB.  To be asked once a call, right before `end`, which tells the node of the time that was spent until then."""
 
-def peak_kb() -> int:
-    """The most that this process has had resident."""
+def result_path() -> bytes | None:
+    """Where the node looks for the result of the call."""
 
-def next_call(mirror: dict[bytes, bytes]) -> tuple[bytes, ...] | None:
-    """In a worker: take what the node sent, and if it is a call that can be made here, begin it: its words.  Its
-    environment is this process's then.
+def end(code: int, result: bytes | None) -> bool:
+    """Say that the call has ended with an exit code and a result of at most RESULT_BYTES; False: nobody hears it."""
 
-    Raises `EOFError(known)` when there will be no more; `known`: the node has noted the end of the last call.
-    """
+def receive() -> bool:
+    """Wait for the next call, which must be begun or refused then; False: there is none."""
+
+def begin(mirror: dict[bytes, bytes]) -> tuple[bytes, ...] | None:
+    """Its words; its environment is this process's then.  None: it cannot be made, and the node knows why."""
+
+def refuse() -> None:
+    """Another process shall make it."""
+
+def last_is_heard() -> bool:
+    """Whether the node has noted the end of the last call."""
+
+def remove_logs() -> None:
+    """There is no next call for which the last one's empty logs could be."""

@@ -20,6 +20,7 @@ import contextlib
 import importlib
 import inspect
 import json
+import json.encoder
 import os
 import sys
 import traceback
@@ -37,23 +38,30 @@ _NOT_USERS = frozenset(
 )
 
 
+Keep = Callable[[bytes], bool]
+
+
 class _RefusedError(Exception):
     """The call cannot be made; the message says why."""
 
 
-def main(arguments: list[str]) -> int:
-    """Run the entrypoint that `arguments` name; the exit code.  SystemExit of the function passes through."""
+def main(arguments: list[str], keep: Keep | None = None) -> int:
+    """Run the entrypoint that `arguments` name; the exit code.  SystemExit of the function passes through.
+
+    `keep(result)` may take the result in the place of the file.
+    """
     try:
         target = _target(arguments)
         params = _params(os.environ.get("PYSCHED_PARAMS", ""))
-        if os.getcwd() not in sys.path and "" not in sys.path:
-            sys.path.insert(0, os.getcwd())
+        folder = os.getcwd()
+        if folder not in sys.path and "" not in sys.path:
+            sys.path.insert(0, folder)
         function = _resolve(target)
         _check_arguments(target, function, params)
     except _RefusedError as refusal:
-        return refuse(str(refusal))
+        return refuse(str(refusal), keep)
     except Exception as error:  # the user's module failed while it was imported
-        return _report(error)
+        return _report(error, keep)
     try:
         value = function(**params)
         if inspect.iscoroutine(value):
@@ -61,8 +69,8 @@ def main(arguments: list[str]) -> int:
 
             value = asyncio.run(value)
     except Exception as error:
-        return _report(error)
-    return _deliver(target, value)
+        return _report(error, keep)
+    return _deliver(target, value, keep)
 
 
 def _target(arguments: list[str]) -> str:
@@ -99,7 +107,9 @@ def _resolve(target: str) -> Callable[..., Any]:
     """The function that `target` names.  What the module itself raises while it is imported passes through."""
     name, _, path = target.partition(":")
     try:
-        value: Any = importlib.import_module(name)
+        value: Any = sys.modules.get(name)
+        if value is None:
+            value = importlib.import_module(name)
     except ModuleNotFoundError as error:
         # Only the named module or a parent of it: a module that lacks one of its own imports is another fault.
         if error.name is not None and (name == error.name or name.startswith(f"{error.name}.")):
@@ -122,6 +132,18 @@ def _resolve(target: str) -> Callable[..., Any]:
 
 
 def _check_arguments(target: str, function: Callable[..., Any], params: dict[str, Any]) -> None:
+    """By the names of `params` alone."""
+    global _checked
+    names = tuple(params)
+    if _checked is None or _checked[0] is not function or _checked[1] != names:
+        _hold_against(target, function, params)
+        _checked = function, names
+
+
+_checked: tuple[Callable[..., Any], tuple[str, ...]] | None = None  # what was found to fit the last time
+
+
+def _hold_against(target: str, function: Callable[..., Any], params: dict[str, Any]) -> None:
     if _plainly_fits(function, params) or _tells_no_signature(function):
         return
     path = target.partition(":")[2]
@@ -158,25 +180,34 @@ def _tells_no_signature(function: Callable[..., Any]) -> bool:
     return in_c and getattr(function, "__text_signature__", None) is None
 
 
-def _deliver(target: str, value: object) -> int:
+def _deliver(target: str, value: object, keep: Keep | None) -> int:
     try:
         text = _ENCODE(value)
         data = text.encode()
     except (TypeError, ValueError, RecursionError) as error:
-        return _unfit(f"{target}: the returned {type(value).__name__} is not JSON: {error}")
+        return _unfit(f"{target}: the returned {type(value).__name__} is not JSON: {error}", keep)
     if len(data) > RESULT_BYTES:
         return _unfit(
             f"{target}: the result is {len(data)} bytes of JSON, more than {RESULT_BYTES}; write it to a file and "
-            "return the path"
+            "return the path",
+            keep,
         )
+    if keep is not None and value is not None and keep(data):
+        return 0
     path = os.environ.get("PYSCHED_RESULT")
     if not path:
         print(text, flush=True)
     elif value is not None:
-        try:
-            _write(path, data)
-        except OSError as error:
-            return _complain(f"{target}: cannot write the result to {path}: {error.strerror}", 1)
+        return leave(target, path, data)
+    return 0
+
+
+def leave(target: str, path: str, data: bytes) -> int:
+    """Write a result to its file; the exit code."""
+    try:
+        _write(path, data)
+    except OSError as error:
+        return _complain(f"{target}: cannot write the result to {path}: {error.strerror}", 1)
     return 0
 
 
@@ -191,7 +222,7 @@ def _write(path: str, data: bytes) -> None:
     os.replace(part, path)
 
 
-def _record(kind: str, message: str, trace: str | None) -> None:
+def _record(kind: str, message: str, trace: str | None, keep: Keep | None) -> None:
     """Leave the error as the result.  That it also stands on stderr is what counts if this cannot be written."""
     path = os.environ.get("PYSCHED_RESULT")
     if path:
@@ -200,8 +231,10 @@ def _record(kind: str, message: str, trace: str | None) -> None:
             "message": _storable(message[:_MESSAGE_CHARACTERS]),
             "traceback": None if trace is None else _storable(trace[-_TRACEBACK_CHARACTERS:]),
         }
-        with contextlib.suppress(OSError):
-            _write(path, json.dumps({"error": error}).encode())
+        data = json.dumps({"error": error}).encode()
+        if not (keep is not None and keep(data)):
+            with contextlib.suppress(OSError):
+                _write(path, data)
 
 
 def _storable(text: str) -> str:
@@ -216,17 +249,37 @@ def _plain(value: Any) -> object:
     raise TypeError(f"a value of type {type(value).__name__} has no JSON form")
 
 
-_ENCODE = json.JSONEncoder(ensure_ascii=False, allow_nan=False, default=_plain).encode
+def _encoder() -> Callable[[object], str]:
+    """As `json.JSONEncoder(ensure_ascii=False, allow_nan=False, default=_plain).encode`, which makes the encoder of C
+    anew each time."""
+    plain = json.JSONEncoder(ensure_ascii=False, allow_nan=False, default=_plain)
+    make = json.encoder.c_make_encoder  # type: ignore[attr-defined]
+    if make is None:
+        return plain.encode
+    above: dict[int, object] = {}  # what is being written, by which circles are seen
+    write = make(above, _plain, json.encoder.encode_basestring, None, ": ", ", ", False, False, False)
+
+    def encode(value: object) -> str:
+        try:
+            return "".join(write(value, 0))
+        except BaseException:
+            above.clear()
+            raise
+
+    return encode
 
 
-def _report(error: Exception) -> int:
+_ENCODE = _encoder()
+
+
+def _report(error: Exception, keep: Keep | None) -> int:
     """Print the traceback of `error` from where the user's code begins; the exit code."""
     frames = error.__traceback__
     while frames is not None and frames.tb_frame.f_code.co_filename in _NOT_USERS:
         frames = frames.tb_next
     trace = "".join(traceback.format_exception(type(error), error, frames))
     sys.stderr.write(trace)
-    _record(type(error).__name__, _message(error), trace)
+    _record(type(error).__name__, _message(error), trace, keep)
     return 1
 
 
@@ -237,14 +290,14 @@ def _message(error: Exception) -> str:
         return f"<its message cannot be had: {type(second).__name__}>"
 
 
-def refuse(message: str) -> int:
+def refuse(message: str, keep: Keep | None = None) -> int:
     """Say why the call cannot be made; the exit code."""
-    _record("EntrypointError", message, None)
+    _record("EntrypointError", message, None, keep)
     return _complain(message, 2)
 
 
-def _unfit(message: str) -> int:
-    _record("ResultError", message, None)
+def _unfit(message: str, keep: Keep | None) -> int:
+    _record("ResultError", message, None, keep)
     return _complain(message, 1)
 
 

@@ -35,6 +35,7 @@ for _variable in (
     os.environ[_variable] = "1"
 
 import atexit  # noqa: E402
+import functools  # noqa: E402
 import gc  # noqa: E402
 import importlib  # noqa: E402
 import json  # noqa: E402
@@ -43,16 +44,15 @@ import signal  # noqa: E402
 import threading  # noqa: E402
 import time  # noqa: E402
 import traceback  # noqa: E402
+from array import array  # noqa: E402
 from collections.abc import Callable, Sequence  # noqa: E402
 from typing import NoReturn  # noqa: E402
 
 from pysched.ml import _sibling, entrypoint, threads  # noqa: E402
 from pysched.ml.reuse import Worker  # noqa: E402
 
-_LOOK_S = 0.05  # between two looks at the files of the imported modules, some 0.3 ms each
+_LOOK_S = 0.05  # between two looks at the files of the imported modules, some 0.2 ms each
 _RETRY_S = 1.0  # before a failed import is tried again
-
-_WORKER = "worker"
 
 Words = tuple[bytes, ...]
 
@@ -61,14 +61,14 @@ _BIND_NOW = {"LD_BIND_NOW": "1"}  # the dynamic linker's work is not left to eac
 _mirror: dict[bytes, bytes] = os.environ._data  # type: ignore[attr-defined]  # behind os.environ, beside libc's
 _set_threads: list[Callable[[int], object]] = []
 _threads = 1  # that libraries compute with
-_seed_random = super(random.Random, random.seed.__self__).seed  # type: ignore[attr-defined]  # in C alone
+_random: random.Random = random.seed.__self__  # type: ignore[attr-defined]
 
 
 class Sources:
     """The files of what is imported."""
 
     def __init__(self) -> None:
-        self._state: dict[str, tuple[int, int] | None] = {}
+        self._files = _sibling.Files()
         self._modules = 0
         self._looked = time.monotonic()
         self.note()
@@ -80,28 +80,21 @@ class Sources:
         self._modules = len(sys.modules)
         for module in list(sys.modules.values()):
             file = getattr(module, "__file__", None)
-            if isinstance(file, str) and file not in self._state:
-                self._state[file] = _state(file)
+            if isinstance(file, str):
+                self._files.add(os.fsencode(file))
 
     @property
     def due_s(self) -> float:
         """When to look next, by the monotonic clock."""
         return self._looked + _LOOK_S
 
-    def changed(self) -> bool:
+    def changed(self, after_s: float = _LOOK_S) -> bool:
+        """Whether one of them is not as it was, if the last look was so long ago."""
         now = time.monotonic()
-        if now < self.due_s:
+        if now < self._looked + after_s:
             return False
         self._looked = now
-        return any(_state(file) != state for file, state in self._state.items())
-
-
-def _state(file: str) -> tuple[int, int] | None:
-    try:
-        status = os.stat(file)
-    except OSError:
-        return None
-    return status.st_mtime_ns, status.st_size
+        return self._files.changed()
 
 
 def preload(modules: Sequence[str]) -> str | None:
@@ -155,6 +148,8 @@ def _own_generators() -> None:
     """See that each job can have numbers of its own at little cost.  Seeding in full forgets the half of a pair of
     normal deviates, which else all jobs would have."""
     random.seed()
+    _, (*words, position), _ = _random.getstate()
+    _sibling.own_random(_random, array("I", words).tobytes(), position)
     numpy_random = sys.modules.get("numpy.random")
     if numpy_random is None:
         return
@@ -178,21 +173,23 @@ def run(words: Words, problem: str | None, worker: Worker | None) -> NoReturn:
     zygote may have mended by then."""
     gc.enable()
     held_hooks.register()
-    code = _perform(words, problem, anew=True)
+    code = _perform(words, problem, worker)
     while worker is not None and problem is None and worker.end(code):
-        words = worker.next(code or 0)
-        code = _perform(words, problem, anew=False)
+        words = worker.next()
+        code = _perform(words, problem, worker)
+    if worker is not None:
+        code = worker.leave_result(code)
     _leave(code)
 
 
-def _perform(words: Words, problem: str | None, *, anew: bool) -> int | None:
-    """The exit code; None: ^C.  `anew`: the process has not run anything else."""
+def _perform(words: Words, problem: str | None, worker: Worker | None) -> int | None:
+    """The exit code; None: ^C."""
     try:
         if problem is not None:
             return entrypoint.refuse(problem)
-        _reseed(anew)
+        _reseed()
         _compute_with(threads.wanted(_mirror))
-        return _call([os.fsdecode(word) for word in words])
+        return _call(_decoded(words), None if worker is None else worker.keep)
     except SystemExit as end:
         return _exit_code(end.code)
     except KeyboardInterrupt:
@@ -202,22 +199,28 @@ def _perform(words: Words, problem: str | None, *, anew: bool) -> int | None:
         return 1
 
 
-def _call(words: Sequence[str]) -> int:
+@functools.lru_cache(maxsize=8)
+def _decoded(words: Words) -> Sequence[str]:
+    return tuple(map(os.fsdecode, words))
+
+
+def _call(words: Sequence[str], keep: entrypoint.Keep | None) -> int:
     kind, *arguments = words
     if kind == "entrypoint":
-        return entrypoint.main(arguments)
+        return entrypoint.main(arguments, keep)
     task = importlib.import_module("pysched.ml.ml_task")
     return int(task.main(arguments, started=time.monotonic()))
 
 
-def _reseed(anew: bool) -> None:
-    """Generators that came with the fork would give every job the same numbers."""
-    if anew:
-        _seed_random()
-    else:
+def _reseed() -> None:
+    """Generators that came with the fork, or have been used by another call, would give jobs the same numbers."""
+    random_is_drawn, numpy_is_drawn = _sibling.are_drawn()
+    if random_is_drawn:
         random.seed()
-    if _sibling.is_drawn() and "numpy.random" in sys.modules:
+    if numpy_is_drawn and "numpy.random" in sys.modules:
         sys.modules["numpy.random"].seed()
+    if random_is_drawn or numpy_is_drawn:
+        _sibling.note_seeds()
     if "torch" in sys.modules:
         sys.modules["torch"].seed()
 
@@ -258,8 +261,6 @@ def _leave(code: int | None) -> NoReturn:
 
 
 def main(arguments: Sequence[str]) -> NoReturn:
-    if arguments[0] == _WORKER:
-        work_again(arguments[1:])
     # ^C is for the node, in whose process group we are; the fork lets a job have its own.
     signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
     signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -267,23 +268,8 @@ def main(arguments: Sequence[str]) -> NoReturn:
         os.environ.pop(name, None)
     status, sockets, path, problem, *modules = arguments
     table = os.open(path, os.O_RDWR | os.O_CLOEXEC) if path else -1
-    environment = dict(os.environ)
     words, found, sources = serve(int(status), [int(socket) for socket in sockets.split(",")], table, problem, modules)
-    run(words, found, _worker(sources, modules, environment) if _sibling.is_worker() else None)
-
-
-def work_again(modules: Sequence[str]) -> NoReturn:
-    """A worker whose modules had changed: import them as they are now, and go on with the call that waits."""
-    worker = _worker(Sources(), modules, dict(os.environ))
-    problem = preload(modules)
-    _set_threads.extend(threads.setters())
-    words = worker.next(0)
-    run(words, problem, worker)
-
-
-def _worker(sources: Sources, modules: Sequence[str], environment: dict[str, str]) -> Worker:
-    again = [sys.executable, os.path.abspath(__file__), _WORKER, *modules]
-    return Worker(sources=sources, environment=environment, again=again)
+    run(words, found, Worker(sources) if _sibling.is_worker() else None)
 
 
 if __name__ == "__main__":

@@ -181,6 +181,9 @@ class Event:
         cpu_ns: int = 0,
         max_rss_kb: int = 0,
         survivors: int = 0,
+        left_output: bool = True,
+        left_result: bool = True,
+        result: bytes | None = None,
     ) -> None: ...
     @property
     def kind(self) -> int: ...
@@ -229,6 +232,15 @@ class Event:
     def survivors(self) -> int:
         """EXITED: processes of the tree that did not die within 5 s of KILL; their worker is withheld, and the handle
         in use, until they do.  `status` is then what is known of the leader."""
+    @property
+    def left_output(self) -> bool:
+        """EXITED: False if there are no log files any more, since a reused worker's call wrote nothing into them."""
+    @property
+    def left_result(self) -> bool:
+        """EXITED: False if the file for the result need not be looked at, nor that for the progress."""
+    @property
+    def result(self) -> bytes | None:
+        """EXITED, not `left_result`: what the job left as its result, JSON as far as it knows."""
 
 # AttemptRow.state
 ROW_STARTING: Final[int]  # no program was started yet as far as one knows; `pid` 0: surely none
@@ -274,8 +286,9 @@ class AttemptTable:
     def begin(path: str, guard: bytes) -> None:
         """The guard named by these 16 bytes takes over the file, or makes it; what ran under the one before is lost."""
     def __init__(self, path: str, guard: bytes, *, rows: int = 0) -> None:
-        """Open it, with room for at least `rows` rows.  `OSError`; `ValueError`: it is of another version, of another
-        guard, or of an earlier start of the machine."""
+        """Open it, with room for at least `rows` rows, and if that is not 0 for results of reused workers' calls, in
+        `PATH.results`.  `OSError`; `ValueError`: it is of another version, of another guard, or of an earlier start of
+        the machine."""
     def rows(self) -> list[AttemptRow]: ...
     def row(self, token: int) -> AttemptRow:
         """`KeyError`: there is none."""

@@ -129,9 +129,10 @@ class Exit:
     wait_ms: float | None = None  # of a first attempt: acceptance → process
     cpu_ms: int = 0  # user + system, the process and the children it waited for
     max_rss_kb: int = 0  # peak of the largest process
-    stdout: str | None = None  # log paths
+    stdout: str | None = None  # log paths; None: of an attempt with an exit code, it wrote nothing
     stderr: str | None = None
     result: str | None = None  # JSON text ≤64 KiB that the job left in PYSCHED_RESULT
+    result_file: bool = True  # it is still there; False: it came without a file
     survivors: int = 0  # processes of the attempt that KILL has not ended
 
 

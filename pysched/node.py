@@ -48,7 +48,7 @@ from pysched.engine.room import Rooms
 from pysched.engine.sweeper import Sweeper
 from pysched.engine.upkeep import Upkeep
 from pysched.errors import NodeError, NodeSuperseded, PyschedError, StoreError
-from pysched.executors.files import LogFolder, read_result, remove_log, remove_result
+from pysched.executors.files import LogFolder, check_result, read_result, remove_log, remove_result
 from pysched.executors.launch import Launcher, inherited
 from pysched.executors.zygote import Zygote
 from pysched.guard import Link
@@ -201,6 +201,7 @@ class Node:
             room=self._dispatcher.room,
             due=self._dispatcher.due,
             read_result=read_result,
+            check_result=check_result,
         )
         self._adopter = Adopter(
             self._core,
@@ -405,8 +406,9 @@ class Node:
         """Commit outcomes; from then on nobody needs their rows and the files of their results, ours or not."""
         verdict = self._store.finish(outcomes, home=self._home_id)
         for outcome in outcomes:
-            if outcome.exit.result is not None and outcome.exit.stdout is not None:
-                remove_result(outcome.exit.stdout)
+            end = outcome.exit
+            if end.result is not None and end.result_file and end.stdout is not None:
+                remove_result(end.stdout)
         self._table.release([outcome.key.token for outcome in outcomes])
         return verdict
 

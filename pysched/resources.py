@@ -30,10 +30,16 @@ class Demand(NamedTuple):
 
     def within(self, other: Demand) -> bool:
         """Whether there is enough of all that is asked for; what is not asked for may even be overdrawn."""
-        return all(asked == 0 or asked <= there for asked, there in zip(self, other, strict=True))
+        # Spelt out, as below: this is asked for each task that is claimed.
+        cpus, memory, gpus = self
+        return (
+            (cpus == 0 or cpus <= other.cpus)
+            and (memory == 0 or memory <= other.memory)
+            and (gpus == 0 or gpus <= other.gpus)
+        )
 
     def without(self, other: Demand) -> Demand:
-        return Demand(*(mine - its for mine, its in zip(self, other, strict=True)))
+        return Demand(self.cpus - other.cpus, self.memory - other.memory, self.gpus - other.gpus)
 
     def at_most(self, other: Demand) -> Demand:
         return Demand(*map(min, self, other))

@@ -31,7 +31,7 @@ _BACKOFF_S = (0.05, 2.0)  # first and longest pause while the store does not ans
 
 ClaimTasks = Callable[[Priority, int, Sequence[policy.Overdue]], Sequence[Claim]]
 Promote = Callable[[], float | None]
-Prepare = Callable[[AttemptKey, Task], Program]
+Prepare = Callable[[AttemptKey, Task, str], Program]  # the last: its params as JSON
 Unstartable = Callable[[Claim, PyschedError], None]
 Hold = Callable[[], "str | None"]
 
@@ -239,14 +239,18 @@ class Dispatcher:
 
     def _submit(self, claims: Sequence[Claim]) -> None:
         launches = []
+        last: Task | None = None  # mostly the next one, too
+        demand: Demand | None = None
         for claim in claims:
             try:
-                task = self._specs.read(claim.spec)
-                program = self._prepare(claim.key, task)
+                task, params = self._specs.read(claim.spec)
+                program = self._prepare(claim.key, task, params)
             except PyschedError as error:
                 self._unstartable(claim, error)
                 continue
-            held = Held(claim, task, program, _bounded(task, self._capacity))
+            if task is not last:
+                last, demand = task, _bounded(task, self._capacity)
+            held = Held(claim, task, program, demand)
             launches.append(held.launch(self._attempts.add(held)))
         self._core.submit(launches)
 

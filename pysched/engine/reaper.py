@@ -27,10 +27,14 @@ _CAUSES = {
 }
 
 ReadResult = Callable[[str], "tuple[str | None, str | None]"]  # (JSON text or None, what is wrong with it or None)
+CheckResult = Callable[[bytes], "tuple[str | None, str | None]"]
 
 
 class Reaper:
-    """`record(started, outcomes)` takes over a batch; `news(room, due)` tells the dispatcher."""
+    """`record(started, outcomes)` takes over a batch; `room` and `due` tell the dispatcher.
+
+    `read_result` looks for what a job left in a file, `check_result` at what came without one.
+    """
 
     def __init__(
         self,
@@ -41,6 +45,7 @@ class Reaper:
         room: Callable[[], None],
         due: Callable[[], None],
         read_result: ReadResult,
+        check_result: CheckResult,
     ) -> None:
         self._core = core
         self._attempts = attempts
@@ -48,6 +53,7 @@ class Reaper:
         self._room = room
         self._due = due
         self._read_result = read_result
+        self._check_result = check_result
         self._stopping = False
         self._thread = threading.Thread(target=self._run, name="reaper", daemon=True)
         self._log = structlog.get_logger("reaper")
@@ -115,7 +121,7 @@ class Reaper:
             cause = Reason.spawn(_spawn_failure(event, held))
             return Exit(pid=None, started_at=finished_at, finished_at=finished_at, cause=cause)
         code = os.waitstatus_to_exitcode(event.status) if event.status >= 0 else None
-        result, problem = self._read_result(held.program.result)
+        result, problem = self._result(event, held)
         if problem is not None:
             self._log.warning("a result is dropped", task=held.claim.key.id, problem=problem)
         if event.survivors:
@@ -138,11 +144,17 @@ class Reaper:
             wait_ms=_wait_ms(held, started_at),
             cpu_ms=event.cpu_ns // 1_000_000,
             max_rss_kb=event.max_rss_kb,
-            stdout=held.program.stdout,
-            stderr=held.program.stderr,
+            stdout=held.program.stdout if event.left_output else None,
+            stderr=held.program.stderr if event.left_output else None,
             result=result,
+            result_file=event.left_result,
             survivors=event.survivors,
         )
+
+    def _result(self, event: Event, held: Held) -> tuple[str | None, str | None]:
+        if event.left_result:
+            return self._read_result(held.program.result)
+        return (None, None) if event.result is None else self._check_result(event.result)
 
 
 def unstartable(key: AttemptKey, failures: int, error: Exception) -> Outcome:

@@ -16,6 +16,8 @@ RESULT_BYTES = 64 * 1024
 _OUTPUT = ".out"
 _RESULT = ".result"
 _PROGRESS = ".progress"
+_encode = json.JSONEncoder(ensure_ascii=True, allow_nan=False).encode  # `json.dumps` makes one each time
+_decode = json.JSONDecoder().decode
 _SHARDS = 256  # folders, so that none grows to a million entries
 
 
@@ -70,23 +72,32 @@ def read_result(path: str) -> tuple[str | None, str | None]:
         data = os.read(descriptor, RESULT_BYTES + 1)
     finally:
         os.close(descriptor)
-    text, problem = _checked(data)
+    text, problem = check_result(data)
     if problem is not None:
         with contextlib.suppress(OSError):
             os.unlink(path)
     return text, problem
 
 
-def _checked(data: bytes) -> tuple[str | None, str | None]:
+def check_result(data: bytes) -> tuple[str | None, str | None]:
+    """(JSON text, None) of what a job left as its result, or (None, why it cannot be used)."""
     if len(data) > RESULT_BYTES:
         return None, f"the result is longer than {RESULT_BYTES} bytes"
     try:
-        text = json.dumps(json.loads(data), ensure_ascii=True, allow_nan=False)
+        text = _encode(_loaded(data))
     except (ValueError, RecursionError):
         return None, "the result is no JSON"
     if "\\u0000" in text:
         return None, "the result contains a NUL character"
     return text, None
+
+
+def _loaded(data: bytes) -> object:
+    """As `json.loads`, which looks for other encodings first."""
+    try:
+        return _decode(data.decode())
+    except ValueError:
+        return json.loads(data)
 
 
 def remove_log(path: str) -> None:

@@ -49,6 +49,8 @@ class _Plan:
     path: str
     env: list[bytes]
     env_without_pwd: list[bytes]  # what runs without a shell gets PWD as from one
+    takes_params: bool  # in its environment
+    warm_bytes: int  # that are left for what an attempt has of its own, if it is to start warm
     cwd: bytes
 
 
@@ -68,8 +70,9 @@ class Launcher:
         self._inherited = inherited(environ)
         self._plans: dict[int, _Plan] = {}
 
-    def prepare(self, key: AttemptKey, task: Task, *, node: str | None = None) -> Program:
-        """`node`: the incarnation that started the attempt, if it was an earlier one.
+    def prepare(self, key: AttemptKey, task: Task, params: str = "{}", *, node: str | None = None) -> Program:
+        """`params`: of the task, as JSON, whatever the object says of them; `node`: the incarnation that started the
+        attempt, if it was an earlier one.
 
         Programs of one `Task` object share what they have in common, so who runs a task often keeps the object.
         """
@@ -78,19 +81,22 @@ class Launcher:
         plan = self._plan(task)
         # Looked for each time: what is found now need not be there for the next attempt.
         file = found(plan.words[0], plan.path) if plan.words is not None else None
-        entries = [
-            *(plan.env if file is None else plan.env_without_pwd),
+        own = [
             f"PYSCHED_TASK_ID={key.id}".encode(),
             b"PYSCHED_ATTEMPT=%d" % key.attempt,
             b"PYSCHED_NODE=" + node.encode(),
             b"PYSCHED_RESULT=" + os.fsencode(files.result),
             b"PYSCHED_PROGRESS=" + os.fsencode(files.progress),
         ]
+        if plan.takes_params:
+            # In the environment: up to 64 KiB, below the kernel's limit of 128 KiB for one string.
+            own.append(b"PYSCHED_PARAMS=" + os.fsencode(params))
+        entries = [*(plan.env if file is None else plan.env_without_pwd), *own]
         argv, candidates = plan.argv, plan.candidates
         if plan.words is not None and file is not None:
             argv, candidates = [os.fsencode(word) for word in plan.words], [os.fsencode(file)]
             entries.append(b"PWD=" + os.path.realpath(plan.cwd))
-        warm = plan.warm_argv is not None and _fits(entries)
+        warm = plan.warm_argv is not None and sum(map(len, own)) + len(own) <= plan.warm_bytes
         if plan.warm_argv is not None and warm:
             argv, candidates = plan.warm_argv, plan.warm_argv[:1]
         return Program(
@@ -118,16 +124,17 @@ class Launcher:
 
     def _make_plan(self, task: Task) -> _Plan:
         path = task.env.get("PATH", self._inherited["PATH"])
-        argv, own = _words(task)
+        argv = _words(task)
         ml = task.command is None and task.type is TaskType.ML
         threads = _threads(task)
         computing = dict.fromkeys(_THREADS, str(threads)) if threads else {}
-        env = {**self._inherited, **computing, **_trace(task), **task.env, **own}
+        env = {**self._inherited, **computing, **_trace(task), **task.env}
         if task.gpus:
             env.pop("CUDA_VISIBLE_DEVICES", None)  # the core says which
         words = [os.fsencode(word) for word in argv]
         cwd = os.fsencode(task.cwd) if task.cwd is not None else self._work
         warm = ml and self._warm and not any(map(_READ_AT_START.match, task.env))
+        entries = _entries(env)
         return _Plan(
             task=task,
             argv=words,
@@ -135,8 +142,10 @@ class Launcher:
             words=plain_words(task.command, task.env) if isinstance(task.command, str) else None,
             warm_argv=[os.fsencode(word) for word in _warm_words(task)] if warm else None,
             path=path,
-            env=_entries(env),
+            env=entries,
             env_without_pwd=_entries({name: value for name, value in env.items() if name != "PWD"}),
+            takes_params=ml,
+            warm_bytes=_WARM_BYTES - sum(len(entry) + 1 for entry in entries),
             reuse=_environment_key(cwd, task) if task.reuse and not task.gpus else 0,  # CUDA keeps its first device
             cwd=cwd,
         )
@@ -174,10 +183,6 @@ def _environment_key(cwd: bytes, task: Task) -> int:
     return int.from_bytes(hashlib.blake2b(os.fsencode(text), digest_size=8).digest(), "little") | 1
 
 
-def _fits(entries: list[bytes]) -> bool:
-    return sum(map(len, entries)) + len(entries) <= _WARM_BYTES
-
-
 def _warm_words(task: Task) -> list[str]:
     """What `ml/zygote.py` is told to call."""
     if task.entrypoint is not None:
@@ -185,21 +190,19 @@ def _warm_words(task: Task) -> list[str]:
     return ["ml_task", "--duration_ms", str(task.duration_ms)]
 
 
-def _words(task: Task) -> tuple[list[str], dict[str, str]]:
-    """argv, and the variables that only this kind of task gets."""
+def _words(task: Task) -> list[str]:
+    """argv."""
     if isinstance(task.command, str):
-        return ["/bin/sh", "-c", task.command], {}
+        return ["/bin/sh", "-c", task.command]
     if task.command is not None:
-        return task.command, {}
-    # The params travel in the environment: up to 64 KiB, below the kernel's limit of 128 KiB for one string.
-    params = {"PYSCHED_PARAMS": json.dumps(task.params, ensure_ascii=False, separators=(",", ":"))}
+        return task.command
     if task.entrypoint is not None:
-        return [sys.executable, program_file("entrypoint"), task.entrypoint], params
+        return [sys.executable, program_file("entrypoint"), task.entrypoint]
     duration = ["--duration_ms", str(task.duration_ms)]
     if task.type is TaskType.ML:
-        return [sys.executable, program_file("ml_task"), *duration], params
+        return [sys.executable, program_file("ml_task"), *duration]
     # Isolated and without site: the simulation imports next to nothing, so it starts in a third of the time.
-    return [sys.executable, "-I", "-S", program_file("system_task"), *duration], {}
+    return [sys.executable, "-I", "-S", program_file("system_task"), *duration]
 
 
 @functools.cache

@@ -214,12 +214,16 @@ def test_a_call_in_a_reused_worker_outlives_a_killed_node(site: Site) -> None:
 
 
 def test_a_node_that_is_killed_loses_no_call_of_a_reused_worker_and_makes_none_twice(site: Site) -> None:
-    lines = "def append(name):\n    with open(name, 'a') as file:\n        file.write('x')\n"
+    lines = (
+        "def append(name, number):\n    with open(name, 'a') as file:\n        file.write('x')\n"
+        "    if number % 3 == 0:\n        print(number)\n    return {'number': number, 'text': 'x' * number * 10}\n"
+    )
     (site.root / "jobs.py").write_text(lines)
     guard = site.node(workers=4)
     for number in range(200):
         # A retry is for the call that was about to be sent, and never was: its attempt counts as killed.
-        task = {"entrypoint": "jobs:append", "params": {"name": f"ran.{number}"}, "reuse": True, "max_retries": 3}
+        params = {"name": f"ran.{number}", "number": number}
+        task = {"entrypoint": "jobs:append", "params": params, "reuse": True, "max_retries": 3}
         site.drop(f"job-{number}", warm(site, **task))
     for count in (1, 100):
         wait_until(lambda: len(site.done_ids()) >= count, "some records")  # noqa: B023
@@ -227,6 +231,13 @@ def test_a_node_that_is_killed_loses_no_call_of_a_reused_worker_and_makes_none_t
     records = site.all_done(200)
     assert {record["status"] for record in records.values()} == {"succeeded"}
     assert {(site.root / f"ran.{number}").read_text() for number in range(200)} == {"x"}
+    for number in range(200):
+        record = records[f"job-{number}"]
+        assert record["result"] == {"number": number, "text": "x" * number * 10}  # with the call's end, or in a file
+        if record["stdout"] is not None:
+            assert Path(record["stdout"]).read_text() == (f"{number}\n" if number % 3 == 0 else "")
+        else:
+            assert number % 3 != 0
 
 
 def test_what_an_entrypoint_raises_is_in_the_record(site: Site) -> None:

@@ -151,6 +151,39 @@ def test_one_that_waits_can_be_cancelled_and_frees_who_waited_behind_it(start: S
     run.end(holder)
 
 
+def test_those_that_wait_start_in_their_order_whatever_they_ask_for(start: Start, gate: Gate) -> None:
+    """Each asks for more than half of the processors, so one runs at a time and none can pass another."""
+    run = start(workers=16, cpus=1000, ageing_s=1000.0)
+    (holder,) = run.submit(run.shell(gate.hold, cpus=1000, priority=0, rank=2**31 - 1))
+    run.started(holder)
+    draw = random.Random(7)
+    launches = [
+        run.launch(
+            "/bin/true", priority=draw.randrange(3), rank=draw.choice([0, 0, 0, 5, -5]),
+            cpus=draw.choice([501, 700, 1000]), waited_s=draw.choice([0.0] * 9 + [5000.0 + number]),
+        )
+        for number in range(200)
+    ]  # fmt: skip
+    run.submit(*launches)
+    settle(run)
+    cancelled = {launch.handle for launch in launches[::7]}
+    assert all(run.core.kill(handle, 0.0, CAUSE_CANCEL) for handle in cancelled)
+    left = [launch for launch in launches if launch.handle not in cancelled]
+    assert run.core.depths() == tuple(sum(launch.priority == priority for launch in left) for priority in range(3))
+    # What was overdue when it came started as such from the lanes' buckets, before it was parked.
+    overdue = [launch for launch in left if launch.priority and launch.waited_s >= 1000.0 * launch.priority]
+    overdue.sort(key=lambda launch: -(launch.waited_s - 1000.0 * launch.priority))
+    rest = sorted(
+        (launch for launch in left if launch not in overdue),
+        key=lambda launch: (launch.priority, -launch.rank, launch.sequence),
+    )
+    gate.open()
+    run.ends([launch.handle for launch in left])
+    order = [event.handle for event in run.events if event.kind == STARTED and event.handle != holder]
+    own = {launch.handle for launch in left}
+    assert [handle for handle in order if handle in own] == [launch.handle for launch in [*overdue, *rest]]
+
+
 def test_withdrawing_all_takes_those_that_wait_too(start: Start, gate: Gate) -> None:
     run = start(workers=16, cpus=1000)
     (holder,) = run.submit(run.shell(gate.hold, cpus=1000))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 from collections.abc import Callable, Iterator
@@ -11,7 +12,7 @@ from typing import Any
 import pytest
 
 from pysched._core import CAUSE_CANCEL, CAUSE_TIMEOUT, EXITED, ROW_ENDED, SPAWN_FAILED, AttemptTable
-from pysched.ml import reuse
+from pysched.ml import _sibling, reuse
 
 from .conftest import Run, alive, process_state, wait_until
 from .test_zygote import Warm
@@ -97,6 +98,55 @@ def ends_in_its_own_time():
 def drops_its_socket():
     os.close(3)
     return os.getpid()
+
+def returns(size):
+    return "x" * size
+
+def leaves(text):
+    with open(os.environ["PYSCHED_RESULT"], "w") as file:
+        file.write(text)
+
+def leaves_and_returns():
+    leaves('"left"')
+    with open(os.environ["PYSCHED_PROGRESS"], "w") as file:
+        file.write("0.5")
+    return "returned"
+
+def starts_a_daemon():
+    # Whose parent ends at once, and is waited for: nobody here knows of it afterwards.
+    subprocess.run("(read line < gate; echo late) & echo $! > daemon", shell=True)
+    return os.getpid()
+
+def redirects_its_output(text):
+    os.dup2(os.open("elsewhere", os.O_WRONLY | os.O_CREAT), 1)
+    os.write(1, text.encode())
+    return os.getpid()
+
+def writes_below_python(text):
+    os.write(1, text.encode())
+    return os.getpid()
+
+def variables(name):
+    # As Python and as libc have it.
+    import ctypes
+    getenv = ctypes.CDLL(None).getenv
+    getenv.restype = ctypes.c_char_p
+    return [os.environ.get(name), (getenv(name.encode()) or b"").decode()]
+
+def spoils_variables():
+    os.environ["MINE"] = "spoiled"
+    os.environ["PYSCHED_PARAMS"] = "spoiled"
+    os.environ["NEW"] = "new"
+    del os.environ["OTHER"]
+
+def seeds():
+    import random, numpy
+    random.seed(1)
+    numpy.random.seed(1)
+
+def randoms():
+    import random, numpy
+    return [random.random(), random.gauss(0, 1), float(numpy.random.rand()), float(numpy.random.randn())]
 """
 
 
@@ -137,6 +187,93 @@ def test_each_call_has_records_of_its_own(jobs: Reused) -> None:
     assert outputs == [("one\n", "ONE\n"), ("two\n", "TWO\n")]
     assert all(event.kind == EXITED and event.status == 0 and event.run_ns > 0 for event in events)
     assert events[0].started_ns <= events[0].ended_ns <= events[1].started_ns
+
+
+def test_a_call_that_prints_nothing_leaves_no_log(jobs: Reused, tmp_path: Path) -> None:
+    calls = [("jobs:pid", None), ("jobs:says", {"text": "a"}), ("jobs:pid", None), ("jobs:pid", None)]
+    calls += [("jobs:writes_below_python", {"text": "b"}), ("jobs:fails", None), ("jobs:pid", None)]
+    handles = [jobs.submit(target, params) for target, params in calls]
+    events = jobs.run.ends(handles)
+    assert len({event.pid for event in events}) == 1
+    assert [event.left_output for event in events] == [False, True, False, False, True, True, False]
+    kept = {path.name for path in tmp_path.glob("*.out")} - {f"{handles[-1]}.out"}  # that is the next call's
+    assert kept == {f"{handle}.out" for handle, event in zip(handles, events, strict=True) if event.left_output}
+    assert [jobs.run.output(handles[place]) for place in (1, 4)] == ["a\n", "b"]
+    assert "LookupError" in jobs.errors(handles[5])
+    jobs.call("jobs:pid", reuse=2)  # it takes the place
+    wait_until(lambda: not (tmp_path / f"{handles[-1]}.out").exists(), "the worker's end, with which its logs go")
+    assert not (tmp_path / f"{handles[-1]}.err").exists()
+
+
+def test_what_a_call_has_started_writes_to_no_other_calls_log(jobs: Reused, tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "gate")
+    first = jobs.submit("jobs:starts_a_daemon")
+    pid = jobs.result(first)
+    second = jobs.submit("jobs:pid")
+    assert jobs.result(second) == pid
+    (tmp_path / "gate").write_text("\n")
+    wait_until(lambda: not alive(int((tmp_path / "daemon").read_text())), "the daemon's end")
+    assert jobs.run.end(first).left_output
+    assert jobs.run.output(first) == "late\n"
+    assert jobs.run.output(second) == ""
+
+
+@pytest.mark.parametrize("text", ["to elsewhere", ""])
+def test_output_that_a_call_sends_elsewhere_is_not_the_next_ones(jobs: Reused, tmp_path: Path, text: str) -> None:
+    pid = jobs.call("jobs:redirects_its_output", {"text": text})
+    said = jobs.submit("jobs:says", {"text": "mine"})
+    assert jobs.result(said) == pid
+    assert jobs.run.output(said) == "mine\n"
+    assert (tmp_path / "elsewhere").read_text() == text
+
+
+def test_results_come_with_the_end_of_a_call_or_in_a_file(jobs: Reused, tmp_path: Path) -> None:
+    long = _sibling.RESULT_BYTES - 1  # with its quotes it is longer
+    calls: list[tuple[str, dict[str, Any] | None, bool, Any]] = [
+        ("jobs:returns", {"size": long - 1}, False, "x" * (long - 1)),
+        ("jobs:returns", {"size": long}, True, "x" * long),
+        ("jobs:leaves", {"text": '"by hand"'}, True, "by hand"),
+        ("jobs:leaves_and_returns", None, False, "returned"),
+    ]
+    for target, params, in_file, result in calls:
+        handle = jobs.submit(target, params, extra=[b"PYSCHED_PROGRESS=" + os.fsencode(tmp_path / "progress")])
+        assert jobs.result(handle) == result
+        event = jobs.run.end(handle)
+        assert (event.left_result, (tmp_path / f"{handle}.result").exists()) == (in_file, in_file)
+        assert not (tmp_path / "progress").exists()
+    silent = jobs.run.end(jobs.submit("builtins:print"))
+    assert (silent.left_result, silent.result) == (False, None)
+
+
+def test_a_start_is_told_while_the_call_runs_and_timeouts_count_from_it(jobs: Reused, tmp_path: Path) -> None:
+    before = jobs.call("jobs:pid")
+    waiting = jobs.submit("jobs:waits", grace_s=0.0)
+    assert jobs.run.started(waiting).pid == before
+    assert jobs.run.core.kill(waiting, 0.0, CAUSE_CANCEL)
+    jobs.run.end(waiting)
+    before = jobs.call("jobs:pid")
+    late = jobs.run.end(jobs.submit("jobs:burns", {"seconds": 60}, timeout_s=0.001, grace_s=0.0))
+    assert (late.cause, late.pid) == (CAUSE_TIMEOUT, before)
+    assert late.run_ns >= 1_000_000
+
+
+def test_variables_are_what_each_call_is_told(jobs: Reused) -> None:
+    extra = [b"MINE=mine", b"OTHER=other"]
+    jobs.call("jobs:pid", extra=extra)
+    for wanted in ("1", "a longer one than the ones before it were" * 4, ""):
+        assert jobs.call("jobs:variables", {"name": "MINE"}, extra=[b"MINE=" + wanted.encode()]) == [wanted, wanted]
+    jobs.end(jobs.submit("jobs:spoils_variables", extra=extra))
+    for name, wanted in (("MINE", "mine"), ("OTHER", "other")):
+        assert jobs.call("jobs:variables", {"name": name}, extra=extra) == [wanted, wanted]
+    assert jobs.call("jobs:variables", {"name": "NEW"}, extra=extra) == [None, ""]
+
+
+def test_random_numbers_differ_from_call_to_call(jobs: Reused) -> None:
+    targets = ["jobs:randoms", "jobs:seeds", "jobs:randoms", "jobs:pid", "jobs:seeds", "jobs:randoms"]
+    handles = [jobs.submit(target) for target in targets]
+    calls = [json.loads(event.result) for event in jobs.run.ends(handles) if event.result]
+    drawn = [number for call in calls if isinstance(call, list) for number in call]
+    assert len({*drawn}) == 12
 
 
 def test_processor_time_is_each_calls_own(jobs: Reused) -> None:
@@ -259,6 +396,7 @@ def test_the_row_of_a_call_is_that_of_a_process(start: Callable[..., Run], tmp_p
     try:
         pid = jobs.call("jobs:pid", token=1, mark=11)
         assert jobs.call("jobs:pid", token=2, mark=12) == pid
+        jobs.call("jobs:returns", {"size": 5_000}, token=5, mark=15)
         refused = jobs.submit("jobs:pid", token=3, cwd=b"/nowhere")
         assert jobs.run.end(refused).kind == SPAWN_FAILED
         jobs.end(jobs.submit("jobs:fails", token=4, timeout_s=600.0))
@@ -268,7 +406,17 @@ def test_the_row_of_a_call_is_that_of_a_process(start: Callable[..., Run], tmp_p
     assert {token: (row.state, row.pid, row.mark) for token, row in rows.items() if token != 4} == {
         1: (ROW_ENDED, pid, 11),
         2: (ROW_ENDED, pid, 11),  # the worker is known by its first call
+        5: (ROW_ENDED, pid, 11),
     }
+    ends = [rows[token].end(0) for token in (1, 2, 5, 4)]
+    assert [end.left_output for end in ends] == [False, False, False, True]
+    assert [(end.left_result, end.result) for end in ends[:3]] == [
+        (False, str(pid).encode()), (False, str(pid).encode()), (True, None),
+    ]  # fmt: skip
+    assert json.loads(ends[3].result or b"")["error"]["type"] == "LookupError"
+    again = AttemptTable(str(path), b"g" * 16, rows=8)
+    assert again.row(2).end(0).result == str(pid).encode()
+    assert AttemptTable(str(path), b"g" * 16).row(2).end(0).result is None  # nobody who has rows reads them so
     assert [rows[token].end(0).status for token in (1, 2, 4)] == [0, 0, 1 << 8]
     assert rows[1].started_ns < rows[2].started_ns
 
@@ -322,13 +470,11 @@ def test_a_module_that_changes_on_disk_is_imported_again(jobs: Reused, tmp_path:
     pid, said = jobs.call("mine:f")
     assert said == "old"
     module.write_text("import os\ndef f():\n    return [os.getpid(), 'newer']\n")
-
-    def new() -> bool:
-        return bool(jobs.call("mine:f") == [pid, "newer"])
-
-    wait_until(new, "the new version")
-    assert jobs.call("jobs:counts") == [pid, 1]
-    assert jobs.call("jobs:counts") == [pid, 2]
+    wait_until(lambda: jobs.call("mine:f")[1] == "newer", "the new version")
+    wait_until(lambda: not alive(pid), "the end of the worker that had the old one")
+    other, count = jobs.call("jobs:counts")
+    assert (other != pid, count) == (True, 1)
+    assert jobs.call("jobs:counts") == [other, 2]
 
 
 def test_a_preload_that_fails_does_not_stay_in_a_worker(start: Callable[..., Run], tmp_path: Path) -> None:

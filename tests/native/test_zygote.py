@@ -154,11 +154,16 @@ class Warm:
 
     def result(self, handle: int) -> Any:
         assert self.end(handle) == 0, self.errors(handle)
-        return json.loads((self.folder / f"{handle}.result").read_text())
+        return json.loads(self.left(handle))
 
     def error(self, handle: int) -> dict[str, Any]:
-        found: dict[str, Any] = json.loads((self.folder / f"{handle}.result").read_text())["error"]
+        found: dict[str, Any] = json.loads(self.left(handle))["error"]
         return found
+
+    def left(self, handle: int) -> bytes:
+        """As its result, by whatever way."""
+        event = self.run.end(handle)
+        return (self.folder / f"{handle}.result").read_bytes() if event.left_result else event.result or b""
 
     def errors(self, handle: int) -> str:
         return (self.folder / f"{handle}.err").read_text()

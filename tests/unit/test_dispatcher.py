@@ -88,7 +88,7 @@ def dispatching(
         Attempts() if attempts is None else attempts,
         claim=claims.take,
         promote=lambda: None,
-        prepare=lambda key, task: _PROGRAM,
+        prepare=lambda key, task, params: _PROGRAM,
         unstartable=lambda claim, error: None,
         ageing_s=0.0,
         hold=lambda: None,

@@ -194,6 +194,14 @@ class TestLogs:
             assert_problem(client.get(f"{path}?stream=stderr"), 404)
         api.worker.finish(task_id)
 
+    def test_an_attempt_that_left_no_log_wrote_nothing(self, api: Api, tmp_path: Path) -> None:
+        task_id = api.submit()
+        api.worker.run(task_id)
+        with api.served_with(log_files=lambda *_: SimpleNamespace(stdout=str(tmp_path / "gone"))) as client:
+            answer = client.get(f"/tasks/{task_id}/logs")
+            assert (answer.status_code, answer.content, answer.headers["x-attempt"]) == (200, b"", "1")
+            assert "event: end" in client.get(f"/tasks/{task_id}/logs/follow").text
+
     def test_a_running_task_shows_how_far_it_is(self, api: Api, tmp_path: Path) -> None:
         task_id = api.submit()
         progress = tmp_path / "progress"
