@@ -482,7 +482,7 @@ def end(int code, bytes result):
             told.left = CALL_LEFT_RESULT
         else:
             unlink(path)
-    told.left |= call_leave_output(&worker)
+    told.left |= call_leave_output(&worker, told.left != 0)
     if not call_end(&told, <const char*> result if result is not None else NULL, 0 if result is None else len(result)):
         return False
     spent_ns = now_ns

@@ -496,10 +496,11 @@ inline bool call_begin(const Inbox *inbox, WorkerState *worker) noexcept {
     return true;
 }
 
-// What the call that ends has left in its logs; between two calls nothing is written to them.
-inline std::uint32_t call_leave_output(WorkerState *worker) noexcept {
+// What the call that ends has left in its logs; between two calls nothing is written to them.  By the path of a log
+// whoever records and prunes finds the file of a result, so where there is one the logs stay, too.
+inline std::uint32_t call_leave_output(WorkerState *worker, bool has_result_file) noexcept {
     Logs *logs = &worker->logs;
-    logs->empty = !worker->children.may_be_elsewhere && logs_are_empty(logs);
+    logs->empty = !has_result_file && !worker->children.may_be_elsewhere && logs_are_empty(logs);
     if (logs->empty)
         return 0;
     dup2(0, 1);

@@ -106,6 +106,6 @@ cdef extern from "sibling.hpp" namespace "pysched" nogil:
     void call_refuse(const Inbox* inbox, Step step, int error)
     bint call_begin(const Inbox* inbox, WorkerState* worker)
     void children_look(Children* children)
-    uint32_t call_leave_output(WorkerState* worker)
+    uint32_t call_leave_output(WorkerState* worker, bint has_result_file)
     void logs_remove(Logs* logs)
     bint call_end(CallEnd* end, const char* result, size_t size)

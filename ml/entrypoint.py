@@ -20,7 +20,6 @@ import contextlib
 import importlib
 import inspect
 import json
-import json.encoder
 import os
 import sys
 import traceback
@@ -249,27 +248,7 @@ def _plain(value: Any) -> object:
     raise TypeError(f"a value of type {type(value).__name__} has no JSON form")
 
 
-def _encoder() -> Callable[[object], str]:
-    """As `json.JSONEncoder(ensure_ascii=False, allow_nan=False, default=_plain).encode`, which makes the encoder of C
-    anew each time."""
-    plain = json.JSONEncoder(ensure_ascii=False, allow_nan=False, default=_plain)
-    make = json.encoder.c_make_encoder  # type: ignore[attr-defined]
-    if make is None:
-        return plain.encode
-    above: dict[int, object] = {}  # what is being written, by which circles are seen
-    write = make(above, _plain, json.encoder.encode_basestring, None, ": ", ", ", False, False, False)
-
-    def encode(value: object) -> str:
-        try:
-            return "".join(write(value, 0))
-        except BaseException:
-            above.clear()
-            raise
-
-    return encode
-
-
-_ENCODE = _encoder()
+_ENCODE = json.JSONEncoder(ensure_ascii=False, allow_nan=False, default=_plain).encode
 
 
 def _report(error: Exception, keep: Keep | None) -> int:

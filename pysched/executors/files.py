@@ -17,7 +17,6 @@ _OUTPUT = ".out"
 _RESULT = ".result"
 _PROGRESS = ".progress"
 _encode = json.JSONEncoder(ensure_ascii=True, allow_nan=False).encode  # `json.dumps` makes one each time
-_decode = json.JSONDecoder().decode
 _SHARDS = 256  # folders, so that none grows to a million entries
 
 
@@ -84,20 +83,12 @@ def check_result(data: bytes) -> tuple[str | None, str | None]:
     if len(data) > RESULT_BYTES:
         return None, f"the result is longer than {RESULT_BYTES} bytes"
     try:
-        text = _encode(_loaded(data))
+        text = _encode(json.loads(data))
     except (ValueError, RecursionError):
         return None, "the result is no JSON"
     if "\\u0000" in text:
         return None, "the result contains a NUL character"
     return text, None
-
-
-def _loaded(data: bytes) -> object:
-    """As `json.loads`, which looks for other encodings first."""
-    try:
-        return _decode(data.decode())
-    except ValueError:
-        return json.loads(data)
 
 
 def remove_log(path: str) -> None:

@@ -240,6 +240,7 @@ def test_results_come_with_the_end_of_a_call_or_in_a_file(jobs: Reused, tmp_path
         assert jobs.result(handle) == result
         event = jobs.run.end(handle)
         assert (event.left_result, (tmp_path / f"{handle}.result").exists()) == (in_file, in_file)
+        assert event.left_output == in_file  # by the path of the log the file is found
         assert not (tmp_path / "progress").exists()
     silent = jobs.run.end(jobs.submit("builtins:print"))
     assert (silent.left_result, silent.result) == (False, None)
@@ -409,7 +410,7 @@ def test_the_row_of_a_call_is_that_of_a_process(start: Callable[..., Run], tmp_p
         5: (ROW_ENDED, pid, 11),
     }
     ends = [rows[token].end(0) for token in (1, 2, 5, 4)]
-    assert [end.left_output for end in ends] == [False, False, False, True]
+    assert [end.left_output for end in ends] == [False, False, True, True]
     assert [(end.left_result, end.result) for end in ends[:3]] == [
         (False, str(pid).encode()), (False, str(pid).encode()), (True, None),
     ]  # fmt: skip

@@ -107,7 +107,7 @@ def test_a_watched_listing_fits_the_terminal(api: Api) -> None:
         api.submit(name="row news", tags=[tag])
         screen.wait_for("news")
         screen.process.send_signal(signal.SIGINT)
-        assert screen.ended() == 130
+        assert screen.ended() == 130, screen.seen
     api.store.cancel_many(Selection(tags=(tag,)), limit=100)  # others want to see nothing wait
 
 
@@ -142,7 +142,7 @@ def test_top_gives_the_terminal_back_after_an_interrupt(api: Api) -> None:
     with terminal("top") as screen:
         screen.wait_for("q quit")
         screen.process.send_signal(signal.SIGINT)
-        assert screen.ended() == 130
+        assert screen.ended() == 130, screen.seen
         assert screen.seen.endswith(b"\x1b[?25h\x1b[?1049l")
 
 
@@ -166,7 +166,7 @@ def test_waiting_shows_a_bar_and_an_interrupt_is_quiet(api: Api) -> None:
     with terminal("wait", task_id) as screen:
         screen.wait_for("0/1")
         screen.process.send_signal(signal.SIGINT)
-        assert screen.ended() == 130
+        assert screen.ended() == 130, screen.seen
         assert b"Traceback" not in screen.seen
         assert b"error" not in screen.seen
 
