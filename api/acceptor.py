@@ -4,9 +4,9 @@ Requests that arrive while a commit is under way wait together and share the nex
 batch by arrival, not by timer).  An idle server commits the only request at once; under load the
 number of requests a commit carries grows by itself.  One flush is in flight at a time::
 
-    take ─► waiting ─ flush ─┬─► what is like most, straight from the loop (`Inserter`) ─┬─ new, committed ─► verdict
-                             │                                          exists, or nobody knows
-                             └─► what needs other tasks, an id twice ──────┴─► `Store.accept`, in a thread ─► verdict
+    take ─► waiting ─ flush ─┬─► what is like most, straight from the loop (`Direct`) ─┬─ new, committed ─► verdict
+                             │                                        exists, or nobody knows
+                             └─► what needs other tasks, an id twice ────┴─► `Store.accept`, in a thread ─► verdict
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ Deliver = Callable[["Acceptance | PyschedError"], None]
 class Acceptor:
     """Collects tasks on the event loop, to which all methods belong.
 
-    `accept` blocks, and is called in a thread.  `insert` is `Inserter.insert`; without it everything goes to `accept`.
+    `accept` blocks, and is called in a thread.  `insert` is `Direct.insert`; without it everything goes to `accept`.
     """
 
     def __init__(

@@ -16,6 +16,7 @@ from pysched.api import events, logs, nodes, operations, problems, schema, submi
 from pysched.api.acceptor import Acceptor
 from pysched.api.backend import Backend
 from pysched.api.context import Context, FindLogs
+from pysched.api.direct import Direct
 from pysched.api.feed import Feed
 from pysched.api.keyring import Keyring
 from pysched.api.metrics import Metrics
@@ -41,10 +42,11 @@ def create_app(
     check_exposure(settings.host, token, no_auth=settings.no_auth)
     source = uuid.uuid4()
     inserter = store.inserter()
+    direct = Direct(settings.home, inserter.insert, inserter.hand_over)
     shared = Context(
         store=store,
         settings=settings,
-        acceptor=Acceptor(functools.partial(store.accept, source=source, atomic=False), inserter.insert),
+        acceptor=Acceptor(functools.partial(store.accept, source=source, atomic=False), direct.insert),
         mirror=None if settings.mirror is None else Mirror(settings.mirror.absolute()),
         log_files=log_files,
         source=source,
@@ -62,6 +64,7 @@ def create_app(
         finally:
             await shared.feed.close()
             await shared.acceptor.close()
+            direct.close()
             await inserter.close()
 
     app = ControlPlane(

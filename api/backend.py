@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import uuid
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Protocol
 
 from pysched.api.feed import Watcher
 from pysched.draft import Entry
 from pysched.errors import ConflictError, TaskError
 from pysched.model import Acceptance, State
+from pysched.offers import Given
 from pysched.selection import Cancelled, Page, Retried, Selection
 
 Row = dict[str, Any]
@@ -22,6 +23,10 @@ class Inserter(Protocol):
     """See `pysched.store.inserter.Inserter`."""
 
     async def insert(self, tasks: Sequence[Entry], /) -> set[str] | None: ...
+
+    async def hand_over(
+        self, tasks: Sequence[Entry], node: str, schema: int, /
+    ) -> Mapping[str, Given | None] | None: ...
 
     async def close(self) -> None: ...
 

@@ -4,6 +4,7 @@
 
     HOME/  pysched.toml  token  api.json           settings, bearer token, where the API listens
            home.id  guard.lock  node.lock          identity over restarts, locks of what runs here
+           offers.sock                             where the API gives the node tasks (`pysched.offers`)
            attempts.table                          what runs, for the guard and the next node (`_core.AttemptTable`)
            queue/  rejected/  completed/           files in and out, unless the settings name others
            logs/  work/  profiler.csv              output of attempts, where they start, the profile

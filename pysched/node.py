@@ -4,7 +4,8 @@ Threads, and what each owns::
 
     intake      queue folder                  ─ accept ─►  store
     listener    notifications                 ─ hints ─►   dispatcher
-    dispatcher  claims                        ─ submit ─►  core (lanes: native threads, the running processes)
+    dispatcher  claims                        ─ start ─►   core (lanes: native threads, the running processes)
+    offers      what the API gives            ─ start ─►   core
     reaper      events of the core            ─ put ─►     recorder
     recorder    outcomes not yet in the store, spool ─ put ─► deliverer
     deliverer   records without `.done`
@@ -41,10 +42,12 @@ from pysched.engine.dispatcher import Dispatcher
 from pysched.engine.heartbeat import Heartbeat
 from pysched.engine.lease import LEASE_S
 from pysched.engine.listener import Listener
+from pysched.engine.offers import Offers
 from pysched.engine.pressure import Balance, Rule
 from pysched.engine.publisher import Publisher
 from pysched.engine.reaper import Reaper
 from pysched.engine.room import Rooms
+from pysched.engine.starting import Starter
 from pysched.engine.sweeper import Sweeper
 from pysched.engine.upkeep import Upkeep
 from pysched.errors import NodeError, NodeSuperseded, PyschedError, StoreError
@@ -179,26 +182,45 @@ class Node:
         settings, store, home_id, capacity = self._settings, self._store, self._home_id, self._capacity
         rooms = Rooms(self._core, self._attempts, capacity, alone=lambda: self._heartbeat.alone)
         claimer = store.claimer(self._incarnation, rooms.look)
+        self._starter = Starter(
+            self._core,
+            self._attempts,
+            prepare=self._launcher.prepare,
+            unstartable=self._unstartable,
+            cancel=self._cancel,
+            capacity=capacity,
+        )
         self._dispatcher = Dispatcher(
             self._core,
             self._attempts,
             claim=lambda lowest, limit, overdue: claimer.claim(lowest=lowest, limit=limit, overdue=overdue),
             promote=store.promote,
-            prepare=self._launcher.prepare,
-            unstartable=self._unstartable,
+            start=self._starter.start,
             ageing_s=settings.ageing_s,
             hold=self._why_not_claim,
             fenced=lambda: self._heartbeat.fenced,
             alone=lambda: self._heartbeat.alone,
             reconcile=self._reconcile,
             short=lambda: claimer.short,
-            capacity=capacity,
+            settled=lambda: self._offers.look(),
+        )
+        self._offers = Offers(
+            self._home.path,
+            node=self._incarnation,
+            schema=store.schema,
+            starter=self._starter,
+            vacancy=self._dispatcher.vacancy,
+            crowded=lambda: not self._heartbeat.alone and not self._dispatcher.has_free_worker(),
+            back=self._hand_back,
+            fenced=lambda: self._heartbeat.fenced,
+            doubt=self._dispatcher.resume,
+            taken=lambda: self._depths.news(),
         )
         self._reaper = Reaper(
             self._core,
             self._attempts,
             record=self._recorder.put,
-            room=self._dispatcher.room,
+            room=self._roomier,
             due=self._dispatcher.due,
             read_result=read_result,
             check_result=check_result,
@@ -258,7 +280,7 @@ class Node:
                 "ready": lambda: self._queue_changed(self._dispatcher.work),
                 "due": lambda: self._queue_changed(self._dispatcher.due),
                 "accepted": self._depths.news,
-                "cancel": lambda: self._cancel(store.cancellations(self._incarnation)),
+                "cancel": lambda: self._starter.cancel(store.cancellations(self._incarnation)),
                 "drain": self._upkeep.heed,
             },
         )
@@ -305,6 +327,10 @@ class Node:
         self._profiler.start()
         self._publisher.start()
         try:
+            self._offers.start()
+        except OSError as error:
+            self._log.warning("the API cannot give tasks to this node, it claims all", error=error.strerror)
+        try:
             self._intake.start()
         except OSError as error:
             folder = self._settings.queue_folder
@@ -325,6 +351,7 @@ class Node:
     def stop(self) -> None:
         self._intake.stop()
         self._listener.stop()
+        self._offers.stop()
         self._dispatcher.stop()
         self._core.withdraw_all()
         if self._core.running:
@@ -347,6 +374,7 @@ class Node:
         """As `stop`, but jobs run on, and the lease with them: the next incarnation takes it over."""
         self._intake.stop()
         self._listener.stop()
+        self._offers.stop()
         self._dispatcher.stop()
         self._core.withdraw_all()
         self._sweeper.stop()
@@ -444,10 +472,9 @@ class Node:
     def _unstartable(self, claim: Claim, error: PyschedError) -> None:
         self._recorder.put([], [reaper.unstartable(claim.key, claim.failures, error)])
 
-    def _cancel(self, keys: Iterable[AttemptKey]) -> None:
-        for handle in self._attempts.handles(keys):
-            with suppress(KeyError):  # ended meanwhile
-                self._kill([handle], self._attempts.get(handle).task.grace_s, _core.CAUSE_CANCEL)
+    def _cancel(self, handle: int) -> None:
+        with suppress(KeyError):  # ended meanwhile
+            self._core.kill(handle, self._attempts.get(handle).task.grace_s, _core.CAUSE_CANCEL)
 
     def _disown(self, keys: Iterable[AttemptKey]) -> None:
         self._kill(self._attempts.handles(keys), 0.0, _core.CAUSE_SHUTDOWN)
@@ -479,12 +506,24 @@ class Node:
 
     def _reconcile(self) -> None:
         """Hand back what the store has given us in an answer that never came."""
-        known = self._attempts.keys()
-        known |= self._recorder.pending()  # after: an attempt goes from there to here
-        unknown = [key for key in self._store.unstarted(self._incarnation) if key not in known]
+        before = self._known()
+        counted = self._store.unstarted(self._incarnation)
+        unknown = self._starter.refuse(counted, known=lambda: before | self._known())
         if unknown:
             self._log.info("handing back claims whose answer was lost", attempts=len(unknown))
-            self._recorder.put([], [reaper.withdrawn(key) for key in unknown])
+            self._hand_back(unknown)
+
+    def _known(self) -> set[AttemptKey]:
+        known = self._attempts.keys()
+        return known | self._recorder.pending()  # after: an attempt goes from there to here
+
+    def _hand_back(self, keys: Sequence[AttemptKey]) -> None:
+        self._recorder.put([], [reaper.withdrawn(key) for key in keys])
+
+    def _roomier(self) -> None:
+        """A worker may be free."""
+        self._dispatcher.room()
+        self._offers.look()
 
     def _queue_changed(self, tell: Callable[[], None]) -> None:
         self._depths.news()

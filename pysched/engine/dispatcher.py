@@ -16,12 +16,9 @@ import structlog
 
 from pysched import policy
 from pysched._core import Core
-from pysched.engine.attempts import Attempts, Held
-from pysched.engine.specs import Specs
-from pysched.errors import PyschedError, StoreError
-from pysched.model import AttemptKey, Claim, Priority, Program
-from pysched.resources import Demand
-from pysched.task import Task
+from pysched.engine.attempts import Attempts
+from pysched.errors import StoreError
+from pysched.model import Claim, Priority
 
 POLL_S = 5.0
 _RATE_WINDOW_S = 0.2
@@ -31,20 +28,18 @@ _BACKOFF_S = (0.05, 2.0)  # first and longest pause while the store does not ans
 
 ClaimTasks = Callable[[Priority, int, Sequence[policy.Overdue]], Sequence[Claim]]
 Promote = Callable[[], float | None]
-Prepare = Callable[[AttemptKey, Task, str], Program]  # the last: its params as JSON
-Unstartable = Callable[[Claim, PyschedError], None]
 Hold = Callable[[], "str | None"]
 
 
 class Dispatcher:
-    """`claim(lowest, limit, overdue)` commits a claim; `promote()` queues what is due, and returns seconds to the
-    next.
+    """`claim(lowest, limit, overdue)` commits a claim, `start(claims)` hands it to the core; `promote()` queues what is
+    due, and returns seconds to the next.
 
     `hold()` says why nothing is to be claimed now, or None.  `fenced()`: what a claim brings must not start any more.
     `alone()`: there is no other node whose work this one could take.  `reconcile()` hands back what the store counts as
     this node's and the node knows nothing of: a claim whose answer was lost, or came too late.  `short()`: 0, or the
     last claim left something that will fit once attempts have given back what they hold, and after so many of them it
-    is worth to look; `capacity` is what they may hold.
+    is worth to look.  `settled()`: for now there is nothing to claim, or no room.
     """
 
     def __init__(
@@ -54,23 +49,20 @@ class Dispatcher:
         *,
         claim: ClaimTasks,
         promote: Promote,
-        prepare: Prepare,
-        unstartable: Unstartable,
+        start: Callable[[Sequence[Claim]], None],
         ageing_s: float,
         hold: Hold,
         fenced: Callable[[], bool],
         alone: Callable[[], bool],
         reconcile: Callable[[], None],
         short: Callable[[], int],
-        capacity: Demand,
+        settled: Callable[[], None],
     ) -> None:
         self._core = core
         self._attempts = attempts
         self._claim = claim
         self._promote = promote
-        self._specs = Specs()
-        self._prepare = prepare
-        self._unstartable = unstartable
+        self._start = start
         self._ageing_s = ageing_s
         self._claimed = 0  # sum of the limits of all claims
         self._hold = hold
@@ -79,7 +71,7 @@ class Dispatcher:
         self._alone = alone
         self._reconcile = reconcile
         self._short = short
-        self._capacity = capacity
+        self._settled = settled
         self._short_until: int | None = None  # attempts released by when the next claim is due, if the last came short
         self._doubts: list[float] = []  # when to reconcile next, and after that
         self._news = threading.Condition()  # guards the seven below
@@ -127,6 +119,18 @@ class Dispatcher:
         """Call `due` after `delay_s`, by the core's timers."""
         self._core.arm(delay_s, 0)
 
+    def vacancy(self) -> int:
+        """Workers for which nothing is known to wait, here or in the store; for any thread, and a hint as all news."""
+        if self._held_by is not None or self._empty < len(Priority) or self._stopping:
+            return 0
+        return max(0, self._free_workers())
+
+    def has_free_worker(self) -> bool:
+        return self._free_workers() > 0
+
+    def _free_workers(self) -> int:
+        return self._core.workers - self._core.running - sum(self._core.depths())
+
     def _tell(self, *, work: bool = False, room: bool = False, due: bool = False) -> None:
         with self._news:
             if work:
@@ -145,6 +149,7 @@ class Dispatcher:
                 continue
             try:
                 self._round()
+                self._settled()
                 pause = _BACKOFF_S[0]
             except StoreError as error:
                 if pause == _BACKOFF_S[0]:
@@ -227,7 +232,7 @@ class Dispatcher:
             if self._fenced():
                 self._doubt()
                 return
-            self._submit(claims)
+            self._start(claims)
             self._room = True
 
     def _wanted(self) -> tuple[Priority, int] | None:
@@ -236,30 +241,6 @@ class Dispatcher:
         ahead = policy.prefetch(started_per_s, self._claim_s, alone=self._alone())
         free = self._core.workers - self._core.running
         return policy.claim_limit(free_workers=free, ahead=ahead, waiting=self._core.depths())
-
-    def _submit(self, claims: Sequence[Claim]) -> None:
-        launches = []
-        last: Task | None = None  # mostly the next one, too
-        demand: Demand | None = None
-        for claim in claims:
-            try:
-                task, params = self._specs.read(claim.spec)
-                program = self._prepare(claim.key, task, params)
-            except PyschedError as error:
-                self._unstartable(claim, error)
-                continue
-            if task is not last:
-                last, demand = task, _bounded(task, self._capacity)
-            held = Held(claim, task, program, demand)
-            launches.append(held.launch(self._attempts.add(held)))
-        self._core.submit(launches)
-
-
-def _bounded(task: Task, capacity: Demand) -> Demand | None:
-    """What an attempt holds here.  What was accepted before the store knew what tasks ask for may come to a node that
-    has less: then it gets all there is."""
-    demand = task.demand
-    return None if demand is None else demand.at_most(capacity)
 
 
 class StartRate:

@@ -18,14 +18,16 @@ import asyncio
 import logging
 import uuid
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
 import psycopg
 from psycopg.pq import ExecStatus
+from psycopg.pq.abc import PGresult
 
 from pysched.draft import Entry
 from pysched.errors import StoreError
+from pysched.offers import Given
 from pysched.store import arrays, sql
 from pysched.store.database import Database
 from pysched.store.link import Link
@@ -37,12 +39,15 @@ _QUERIES = sql.load("submit")
 _log = logging.getLogger(__name__)
 
 
+Created = dict[str, "Given | None"]  # new tasks; and of those that a node got, how
+
+
 @dataclass(slots=True)
 class _Flight:
     """A transaction under way; they come back in the order in which they were sent."""
 
-    done: asyncio.Future[set[str] | None]
-    created: set[str] = field(default_factory=set)
+    done: asyncio.Future[Created | None]
+    created: Created = field(default_factory=dict)
     failed: bool = False
 
 
@@ -65,6 +70,17 @@ class Inserter:
 
         The tasks have ids, each another one, and need no other tasks.
         """
+        created = await self._fly((b"submit", self._columns(tasks)), (b"notify_submitted", [_kinds(tasks)]))
+        return None if created is None else set(created)
+
+    async def hand_over(self, tasks: Sequence[Entry], node: str, schema: int) -> Created | None:
+        """The same for tasks that ask for nothing but a worker, now, and are the node's at once if nothing else waits
+        and it may claim; `schema`: the version that it knows."""
+        parameters = [*_texts(_heads(tasks)), self._source, node.encode(), b"%d" % schema]
+        return await self._fly((b"hand_over", parameters))
+
+    async def _fly(self, *statements: tuple[bytes, Sequence[bytes | None]]) -> Created | None:
+        """One transaction; None: nobody knows."""
         if self._link is None:
             self._open()
             return None
@@ -72,8 +88,8 @@ class Inserter:
         flight = _Flight(loop.create_future())
         server = self._link.pgconn
         try:
-            server.send_query_prepared(b"submit", self._columns(tasks))
-            server.send_query_prepared(b"notify_submitted", [_kinds(tasks)])
+            for name, parameters in statements:
+                server.send_query_prepared(name, parameters)
             server.pipeline_sync()
             self._flights.append(flight)
             self._write()
@@ -119,6 +135,7 @@ class Inserter:
             with self._database.translated():
                 link.execute(_QUERIES.insert, prepare=False)
                 link.execute(_QUERIES.notify, prepare=False)
+                link.execute(_QUERIES.hand_over, prepare=False)
                 link.pgconn.enter_pipeline_mode()
         except BaseException:
             link.close()
@@ -174,22 +191,37 @@ class Inserter:
                 elif result.status != ExecStatus.TUPLES_OK:
                     flight.failed = True
                 elif result.fname(0) == b"id":
-                    flight.created.update((result.get_value(row, 0) or b"").decode() for row in range(result.ntuples))
+                    flight.created.update(_created(result, row) for row in range(result.ntuples))
         except psycopg.Error as error:
             self._lose(str(error))
 
     def _columns(self, tasks: Sequence[Entry]) -> list[bytes | None]:
-        columns = (
-            arrays.texts([task.id for task in tasks]),
-            arrays.texts([task.name or task.id for task in tasks]),
-            arrays.texts([task.type.value for task in tasks]),
-            arrays.numbers([task.priority.value for task in tasks]),
-            arrays.numbers([task.rank for task in tasks]),
-            arrays.texts([task.spec() for task in tasks]),
-            arrays.numbers([task.delay_s for task in tasks]),
-            *arrays.demands(tasks),
-        )
-        return [*(column.encode() for column in columns), self._source]
+        delays = arrays.numbers([task.delay_s for task in tasks])
+        return [*_texts((*_heads(tasks), delays, *arrays.demands(tasks))), self._source]
+
+
+def _heads(tasks: Sequence[Entry]) -> tuple[str, ...]:
+    """Columns that all tasks have."""
+    return (
+        arrays.texts([task.id for task in tasks]),
+        arrays.texts([task.name or task.id for task in tasks]),
+        arrays.texts([task.type.value for task in tasks]),
+        arrays.numbers([task.priority.value for task in tasks]),
+        arrays.numbers([task.rank for task in tasks]),
+        arrays.texts([task.spec() for task in tasks]),
+    )
+
+
+def _texts(columns: Iterable[str]) -> list[bytes]:
+    return [column.encode() for column in columns]
+
+
+def _created(result: PGresult, row: int) -> tuple[str, Given | None]:
+    task_id, *given = ((result.get_value(row, column) or b"").decode() for column in range(min(result.nfields, 4)))
+    if not given or not given[0]:
+        return task_id, None
+    token, sequence, submitted_us = map(int, given)
+    return task_id, (token, sequence, submitted_us)
 
 
 def _kinds(tasks: Sequence[Entry]) -> bytes:
@@ -197,6 +229,6 @@ def _kinds(tasks: Sequence[Entry]) -> bytes:
     return arrays.texts(sorted({"due" if task.delay_s > 0 else "ready" for task in tasks})).encode()
 
 
-def _land(flight: _Flight, created: set[str] | None) -> None:
+def _land(flight: _Flight, created: Created | None) -> None:
     if not flight.done.done():
         flight.done.set_result(created)

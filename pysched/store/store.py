@@ -79,7 +79,7 @@ class Store(Control):
         self._pings = Line(self._database, _LIMIT_S)
         self._listening = threading.Lock()
         self._listener: Conn | None = None
-        self._schema = len(migrate.migrations())  # the version this code knows
+        self.schema = len(migrate.migrations())  # the version this code knows
         self._hushed = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
 
     # ── life ──────────────────────────────────────────────────────────────────────────────────────
@@ -209,9 +209,9 @@ class Store(Control):
 
     def standing(self, incarnation: uuid.UUID, home: uuid.UUID) -> Standing:
         """Whether a node may claim, as far as that is not a matter of its lease, and what there is to do for it."""
-        parameters = {"incarnation": incarnation, "home": home, "schema": self._schema}
+        parameters = {"incarnation": incarnation, "home": home, "schema": self.schema}
         ((draining, version, abandoned, undelivered),) = self._database.execute(_NODES.standing, parameters)
-        superseded = None if version is None else migrate.superseded(version, self._schema)
+        superseded = None if version is None else migrate.superseded(version, self.schema)
         return Standing(draining, superseded, abandoned, undelivered)
 
     def prune(self, *, home: uuid.UUID, retention_s: float, after: int, limit: int) -> retention.Pruned:
@@ -280,7 +280,7 @@ class Store(Control):
     def claimer(self, incarnation: uuid.UUID, room: Callable[[], Room] = unlimited) -> Claimer:
         """The same for a node that claims again and again: it does not begin at the head each time, should that be
         slow.  `room()` is what it has for tasks that ask for processors, memory or GPUs."""
-        return Claimer(self._database, incarnation, self._schema, room=room)
+        return Claimer(self._database, incarnation, self.schema, room=room)
 
     def unstarted(self, incarnation: uuid.UUID) -> builtins.list[AttemptKey]:
         """What a node has claimed and not started: what it compares with its memory after a lost answer."""

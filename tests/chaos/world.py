@@ -234,7 +234,7 @@ class World:
             self._prepare_database()
             for node in self.nodes:
                 node.start()
-            self.api = self._make("api", self.root / "api", ["api", "--port", "0"])
+            self.api = self._make("api", self.root / "node-0", ["api", "--port", "0"])  # which gives that node tasks
             self.api.start()
             self._manager.start()
             self.await_ready()
@@ -264,8 +264,8 @@ class World:
     def address(self) -> tuple[str, str] | None:
         """(URL, token) of the API, as it published them itself."""
         try:
-            url = json.loads((self.root / "api" / "api.json").read_text())["url"]
-            return url, (self.root / "api" / "token").read_text().strip()
+            url = json.loads((self.root / "node-0" / "api.json").read_text())["url"]
+            return url, (self.root / "node-0" / "token").read_text().strip()
         except (OSError, ValueError, KeyError):
             return None
 

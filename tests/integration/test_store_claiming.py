@@ -32,7 +32,7 @@ class Resumed:
     def __init__(self, store: Store, *, warm: int = 3) -> None:
         self.node = Node(store)
         self.clock = Slow()
-        self._claimer = Claimer(store._database, self.node.incarnation, store._schema, self.clock)
+        self._claimer = Claimer(store._database, self.node.incarnation, store.schema, self.clock)
         for _ in range(warm):
             self.claim(1)
 

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from datetime import datetime, timezone
 
 import psycopg
 import pytest
 
+from pysched.model import AttemptKey
+from pysched.offers import Given
 from pysched.selection import Selection
 from pysched.store import inserter as module
 from pysched.store.inserter import Inserter
 from pysched.store.store import Store
 from pysched.task import Task
-from tests.integration.store_driver import Node, accept, task
+from tests.integration.store_driver import Node, accept, outcome, states, task
 from tests.integration.test_store_loading import many, rows
 
 DEADLINE_S = 60.0
@@ -157,3 +160,107 @@ async def waiting_for_a_lock(url: str) -> None:
 def end_waiting(url: str) -> None:
     with psycopg.connect(url, autocommit=True) as conn:
         conn.execute(f"SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE {_WAITING}")
+
+
+def hand_over(store: Store, node: Node, tasks: Sequence[Task], schema: int | None = None) -> Mapping[str, Given | None]:
+    found: list[Mapping[str, Given | None] | None] = []
+
+    async def scenario(inserter: Inserter) -> None:
+        version = store.schema if schema is None else schema
+        found.append(await inserter.hand_over(tasks, str(node.incarnation), version))
+
+    driven(store, scenario)
+    (given,) = found
+    assert given is not None
+    return given
+
+
+def test_what_is_given_is_as_if_accepted_and_claimed(store: Store, store_url: str) -> None:
+    simple = [each for each in many(prefix="accepted") if not each.delay_s and each.demand is None]
+    node = Node(store)
+    accept(store, *simple)
+    claims = {claim.key.id.removeprefix("accepted"): claim for claim in node.claim()}
+    same = [each.model_copy(update={"id": str(each.id).replace("accepted", "given")}) for each in simple]
+    given = hand_over(store, node, same)
+    assert rows(store_url, "accepted") == rows(store_url, "given")
+    assert {task_id.removeprefix("given") for task_id in given} == claims.keys()
+    for task_id, got in given.items():
+        assert got is not None
+        token, sequence, submitted_us = got
+        twin = claims[task_id.removeprefix("given")]
+        key = AttemptKey(task_id, twin.key.attempt, token)
+        assert token > twin.key.token
+        assert sequence > twin.sequence
+        submitted_at = datetime.fromtimestamp(submitted_us / 1e6, timezone.utc)
+        assert store.get(task_id)["submitted_at"] == submitted_at.isoformat(timespec="microseconds").replace(
+            "+00:00", "Z"
+        )
+        assert node.start(key) == []
+        assert node.finish(outcome(key))[1] == []
+    assert node.claim() == []
+
+
+def paused(store: Store, node: Node, url: str) -> None:
+    store.set_paused(True)
+
+
+def draining(store: Store, node: Node, url: str) -> None:
+    store.drain(node.incarnation)
+
+
+def expired(store: Store, node: Node, url: str) -> None:
+    node.expire(url)
+
+
+def ended(store: Store, node: Node, url: str) -> None:
+    store.end_node(node.incarnation)
+
+
+def another_waits(store: Store, node: Node, url: str) -> None:
+    accept(store, task("other", priority="LOW"))
+
+
+def a_sized_one_waits(store: Store, node: Node, url: str) -> None:
+    accept(store, task("other", cpus=64))
+
+
+@pytest.mark.parametrize("why", [paused, draining, expired, ended, another_waits, a_sized_one_waits])
+def test_a_node_that_may_not_claim_is_given_nothing(
+    store: Store, store_url: str, why: Callable[[Store, Node, str], None]
+) -> None:
+    node = Node(store)
+    why(store, node, store_url)
+    with psycopg.connect(store_url, autocommit=True) as ear:
+        ear.execute("LISTEN pysched")
+        assert hand_over(store, node, [task("a"), task("b")]) == {"a": None, "b": None}
+        assert [notice.payload for notice in ear.notifies(timeout=DEADLINE_S, stop_after=1)] == ["ready"]
+    assert states(store, "a", "b") == ["queued", "queued"]
+    assert store.unstarted(node.incarnation) == []
+    store.set_paused(False)
+    assert {claim.key.id for claim in Node(store, cpus=1).claim()} >= {"a", "b"}  # in nobody's name yet
+
+
+def test_a_node_that_knows_too_little_is_given_nothing(store: Store, store_url: str) -> None:
+    node = Node(store)
+    with psycopg.connect(store_url) as conn:
+        (least,) = conn.execute("SELECT max(number) FROM pysched.migrations WHERE NOT additive").fetchone() or (0,)
+    assert hand_over(store, node, [task("a")], schema=least - 1) == {"a": None}
+    store.cancel("a")
+    assert hand_over(store, node, [task("b")], schema=least)["b"] is not None
+
+
+def test_nobody_is_told_of_what_is_given(store: Store, store_url: str) -> None:
+    node = Node(store)
+    with psycopg.connect(store_url, autocommit=True) as ear:
+        ear.execute("LISTEN pysched")
+        assert hand_over(store, node, [task("a")])["a"] is not None
+        assert list(ear.notifies(timeout=0)) == []
+
+
+def test_what_is_there_is_not_given_again(store: Store) -> None:
+    node = Node(store)
+    accept(store, task("a"))
+    assert [claim.key.id for claim in node.claim()] == ["a"]
+    given = hand_over(store, node, [task("a"), task("b")])
+    assert [*given] == ["b"]
+    assert store.submitted() == 2

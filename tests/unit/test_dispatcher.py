@@ -16,6 +16,7 @@ from pysched._core import Core, Launch
 from pysched.engine import dispatcher
 from pysched.engine.attempts import Attempts
 from pysched.engine.dispatcher import Dispatcher
+from pysched.engine.starting import Starter
 from pysched.model import AttemptKey, Claim, Priority, Program
 from pysched.resources import NOTHING
 from pysched.task import Task
@@ -83,20 +84,28 @@ def claims(monkeypatch: pytest.MonkeyPatch) -> Claims:
 def dispatching(
     core: StillCore, claims: Claims, attempts: Attempts | None = None, short: Callable[[], int] = lambda: 0
 ) -> Iterator[Dispatcher]:
-    instance = Dispatcher(
+    attempts = Attempts() if attempts is None else attempts
+    starter = Starter(
         cast(Core, core),
-        Attempts() if attempts is None else attempts,
-        claim=claims.take,
-        promote=lambda: None,
+        attempts,
         prepare=lambda key, task, params: _PROGRAM,
         unstartable=lambda claim, error: None,
+        cancel=lambda handle: None,
+        capacity=NOTHING,
+    )
+    instance = Dispatcher(
+        cast(Core, core),
+        attempts,
+        claim=claims.take,
+        promote=lambda: None,
+        start=starter.start,
         ageing_s=0.0,
         hold=lambda: None,
         fenced=lambda: False,
         alone=lambda: False,
         reconcile=lambda: None,
         short=short,
-        capacity=NOTHING,
+        settled=lambda: None,
     )
     instance.start()
     try:
