@@ -29,9 +29,9 @@ def _is_silent(client: Client, ear: psycopg.Connection) -> bool:
     """Whether nobody was told of a submission that has been run; the first ones may go the other way, while room is
     not told of."""
     ear.execute("LISTEN pysched")
-    given = client.submit({"command": ["sh", "-c", "exit 3"]})
+    given = client.submit({"command": ["true"]})
     done = client.wait([given["id"]], timeout_s=DEADLINE_S)[given["id"]]
-    assert (done["exit_code"], done["attempts"]) == (3, 1)
+    assert (done["exit_code"], len(done["attempts"])) == (0, 1)
     ear.execute("NOTIFY pysched, 'mark'")
     heard = []
     for notice in ear.notifies(timeout=DEADLINE_S):

@@ -6,7 +6,7 @@ import http.client
 import json
 import types
 import uuid
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime, timezone
@@ -21,6 +21,7 @@ from pysched.api.app import create_app
 from pysched.api.context import FindLogs
 from pysched.api.problems import MEDIA_TYPE
 from pysched.model import Claim, Exit, NodeInfo, Outcome, Priority, Started
+from pysched.offers import Given
 from pysched.policy import RetryRule, verdict
 from pysched.settings import Settings
 from pysched.store.store import Store
@@ -106,6 +107,9 @@ class NoInserter:
     """Never knows."""
 
     async def insert(self, tasks: Sequence[Task], /) -> set[str] | None:
+        return None
+
+    async def hand_over(self, tasks: Sequence[Task], node: str, schema: int, /) -> Mapping[str, Given | None] | None:
         return None
 
     async def close(self) -> None: ...
