@@ -45,10 +45,11 @@ class Direct:
     async def insert(self, tasks: Sequence[Entry]) -> set[str] | None:
         """The ids of those that were new and are committed; None: nobody knows."""
         node = self._node or self._found()
-        specs = [task.spec() for task in tasks]
-        if node is None or len(tasks) > node.room or not (all(map(_is_simple, tasks)) and offers.fits(specs)):
+        if node is None or len(tasks) > node.room or not all(map(_is_simple, tasks)):
             return await self._insert(tasks)
-        heads = [(task.id, task.priority, task.rank, spec) for task, spec in zip(tasks, specs, strict=True)]
+        heads = [(task.id, task.priority, task.rank, task.spec()) for task in tasks]
+        if not offers.fits([spec for *_, spec in heads]):
+            return await self._insert(tasks)
         created = None
         if not node.may(heads):
             return await self._insert(tasks)

@@ -103,7 +103,8 @@ def _database(store: Figures) -> Iterator[Metric]:
         store.ping()
         took = time.perf_counter() - begun
         families = [*_tasks(store.stats()), *_nodes(store.leases()), *_latencies(store.latencies())]
-        families += _resources(store.nodes())
+        nodes = store.nodes()
+        families += [*_resources(nodes), *_pressure(nodes)]
     except StoreError:
         yield _gauge("pysched_database_up", "Whether the database answers", 0)
         return
@@ -155,6 +156,23 @@ def _resources(nodes: list[dict[str, Any]]) -> Iterator[Metric]:
             has.add_metric([node["incarnation"], node["host"]], node[field])
             held.add_metric([node["incarnation"], node["host"]], node[f"{field}_held"])
         yield from (has, held)
+
+
+def _pressure(nodes: list[dict[str, Any]]) -> Iterator[Metric]:
+    allowed = GaugeMetricFamily(
+        "pysched_node_workers_allowed",
+        "Attempts that the node runs at most now; fewer than its workers while it is short of something",
+        labels=["node", "host"],
+    )
+    short = GaugeMetricFamily(
+        "pysched_node_short", "Whether it runs fewer for lack of this", labels=["node", "host", "resource"]
+    )
+    for node in nodes:
+        names = [node["incarnation"], node["host"]]
+        allowed.add_metric(names, node["allowed"])
+        for resource in ("memory", "cpu"):
+            short.add_metric([*names, resource], int(node["short_of"] == resource))
+    yield from (allowed, short)
 
 
 def _latencies(readings: list[tuple[str, str]]) -> Iterator[Metric]:

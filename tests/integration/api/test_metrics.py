@@ -93,6 +93,18 @@ def test_histograms_of_nodes(api: Api, measured: str) -> None:
     assert found["pysched_task_run_seconds_count", (("node", measured), ("priority", "LOW"))] == 0
 
 
+def test_what_a_node_is_short_of_is_a_figure(api: Api, measured: str) -> None:
+    node = (("host", "host"), ("node", measured))
+    before = read(api)
+    api.store.renew(api.worker.incarnation, 3600.0, running=0, allowed=0, short_of="memory")
+    after = read(api)
+    api.store.renew(api.worker.incarnation, 3600.0, running=0)
+    assert (before["pysched_node_workers_allowed", node], after["pysched_node_workers_allowed", node]) == (1, 0)
+    short = [found["pysched_node_short", (*node, ("resource", "memory"))] for found in (before, after)]
+    assert short == [0, 1]
+    assert after["pysched_node_short", (*node, ("resource", "cpu"))] == 0
+
+
 def test_a_database_that_is_away_is_a_figure(api: Api) -> None:
     def down() -> Any:
         raise DatabaseUnreachable("gone")
