@@ -43,14 +43,16 @@ include "crew.pyx"            # all these threads: made, started, stopped, freed
 include "ready_queue.pyx"     # ReadyQueue: the lanes' queue by itself
 include "files.pyx"           # batches of small files: `.done`, `.task`
 include "moment.pyx"          # datetimes from nanoseconds, and their text
+include "text.pyx"            # buffers of text, and of PostgreSQL's arrays
+include "plain.pyx"           # PlainEnds: most ends, without a Python object each
 include "future.pyx"          # Future: concurrent.futures.Future on C fields
 include "executor.pyx"        # Executor: Python calls in Python threads, from the same buckets
 
 __all__ = [
     "ALARM", "AttemptRow", "AttemptTable", "CAUSE_CANCEL", "CAUSE_LOG_LIMIT", "CAUSE_MEMORY", "CAUSE_NONE",
     "CAUSE_SHUTDOWN", "CAUSE_TIMEOUT", "Core", "EXITED", "Event", "Executor", "Future", "Histogram", "Launch",
-    "ROW_ENDED", "ROW_LOST", "ROW_NEVER_RAN", "ROW_RUNNING", "ROW_STARTING", "ReadyQueue", "SPAWN_FAILED", "STARTED",
-    "WITHDRAWN", "is_missing", "moment_of", "read_files", "remove_files", "utc_text", "write_files",
+    "PlainEnds", "ROW_ENDED", "ROW_LOST", "ROW_NEVER_RAN", "ROW_RUNNING", "ROW_STARTING", "ReadyQueue", "SPAWN_FAILED",
+    "STARTED", "WITHDRAWN", "is_missing", "moment_of", "read_files", "remove_files", "utc_text", "write_files",
 ]
 
 cdef object MAX_WORKERS = 1_000_000
@@ -202,8 +204,17 @@ cdef class Core:
 
     def poll(self, timeout_s, limit=4096):
         cdef array[Note] batch
-        cdef size_t most = whole("limit", limit, 1, 2**31 - 1)
         cdef size_t i
+        self.take_notes(&batch, timeout_s, limit)
+        return [event_of(&batch[i]) for i in range(batch.size())]
+
+    def poll_ends(self, timeout_s, held, limit=4096):
+        cdef array[Note] batch
+        self.take_notes(&batch, timeout_s, limit)
+        return plain_split(&batch, held)
+
+    cdef int take_notes(self, array[Note]* batch, object timeout_s, object limit) except -1:
+        cdef size_t most = whole("limit", limit, 1, 2**31 - 1)
         cdef int64_t deadline_ns = -1
         cdef Polled how = POLL_INTERRUPTED
         cdef Backlog backlog
@@ -214,10 +225,10 @@ cdef class Core:
             deadline_ns = to_ns("timeout_s", timeout_s) + now(CLOCK_BOOTTIME)
         while how == POLL_INTERRUPTED:
             with nogil:
-                how = outbox_poll(&self.engine.outbox, &batch, most, deadline_ns, &backlog)
+                how = outbox_poll(&self.engine.outbox, batch, most, deadline_ns, &backlog)
             if how == POLL_INTERRUPTED:
                 PyErr_CheckSignals()
-        return [event_of(&batch[i]) for i in range(batch.size())]
+        return 0
 
     def wake(self):
         self.check(False)

@@ -32,6 +32,25 @@ def moment_of(int64_t epoch_ns):
     return EPOCH + timedelta_new(<int> (us // DAY_US), <int> (rest // 1_000_000), <int> (rest % 1_000_000))
 
 
+cdef int64_t epoch_us(object moment) except? -1:
+    """Microseconds since 1970 of a datetime that knows its zone."""
+    cdef int64_t year, month, era, of_year
+    if datetime_tzinfo(moment) is not UTC:
+        moment = moment.astimezone(UTC)
+    # The inverse of `put_moment`.
+    year = datetime_year(moment)
+    month = datetime_month(moment)
+    if month <= 2:
+        year -= 1
+        month += 12
+    era = year // 400
+    of_year = (153 * (month - 3) + 2) // 5 + datetime_day(moment) - 1
+    year -= era * 400
+    return ((era * 146_097 + year * 365 + year // 4 - year // 100 + of_year - 719_468) * DAY_US
+            + datetime_hour(moment) * <int64_t> 3_600_000_000 + datetime_minute(moment) * <int64_t> 60_000_000
+            + datetime_second(moment) * <int64_t> 1_000_000 + datetime_microsecond(moment))
+
+
 cdef inline char* put_digits(char* place, int value, int width) noexcept nogil:
     """The decimal digits; the place behind them."""
     cdef int i

@@ -6,7 +6,7 @@ Linux ≥5.9, x86-64 or arm64.  Everything here may be called from any thread.  
 
 import concurrent.futures
 import os
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import datetime
 from typing import Any, Final, Literal, TypeVar, final
 
@@ -35,6 +35,7 @@ __all__ = [
     "Future",
     "Histogram",
     "Launch",
+    "PlainEnds",
     "ReadyQueue",
     "is_missing",
     "moment_of",
@@ -362,6 +363,11 @@ class Core:
     def poll(self, timeout_s: float | None, limit: int = 4096) -> list[Event]:
         """Up to `limit` events in order, waiting at most `timeout_s` (None: for ever) for the first, without the GIL.
         [] after a timeout, wake() or close().  Signal handlers run while it waits in the main thread."""
+    def poll_ends(
+        self, timeout_s: float | None, held: Mapping[int, Any], limit: int = 4096
+    ) -> tuple[list[Event], PlainEnds]:
+        """The same, but plain ends of attempts that are `held` (`pysched.engine.attempts.Held`, by handle) come apart;
+        of those no event says any more that they started."""
     def wake(self) -> None:
         """Make a waiting poll(), or else the next one, return at once."""
     def meet_zygote(self, sockets: Sequence[int]) -> None:
@@ -395,6 +401,32 @@ class Core:
     def close(self) -> None:
         """Stop and join the lanes; idempotent.  Running children are NOT ended; events not yet polled can still be
         polled, later ones never come."""
+
+@final
+class PlainEnds:
+    """Ends of first attempts that exited by themselves, left no result, and are not tried again (`csrc/plain.pyx`): of
+    each there is nothing to say but its exit code, its times and what it used.  One thread at a time."""
+
+    def take_in(self, others: PlainEnds) -> None: ...
+    def events(self) -> list[tuple[Event, Any]]:
+        """Each as it would have come from poll(), with what was held."""
+    def keys(self) -> list[Any]:
+        """The `AttemptKey` of each."""
+    def handles(self) -> list[int]: ...
+    def tokens(self) -> list[int]: ...
+    def waits_ms(self) -> list[int]:
+        """From acceptance to process."""
+    def runs_ms(self) -> list[int]: ...
+    def tally(self) -> dict[tuple[str, int], int]:
+        """How many of each (state of the task, priority)."""
+    def ids(self, failed: bool) -> bytes:
+        """text[] in PostgreSQL's binary form, of the tasks that failed, or succeeded."""
+    def columns(self) -> dict[str, bytes]:
+        """Arrays in PostgreSQL's binary form, ordered by id: ids, tokens, pids, starts, ends, runs_ms, exit_codes,
+        cpu_ms, max_rss_kb, stdouts, stderrs."""
+    def write_done(self, folder: str | os.PathLike[str], node: str) -> None:
+        """Their `.done` files, as `write_files`; `node`: the incarnation that ran them."""
+    def __len__(self) -> int: ...
 
 @final
 class Histogram:

@@ -100,6 +100,7 @@ class Program:
     stdout: str  # absolute paths
     stderr: str
     result: str  # PYSCHED_RESULT
+    progress: str  # PYSCHED_PROGRESS
     timeout_s: float | None
     grace_s: float
     mark: int  # mark_of the attempt

@@ -32,6 +32,7 @@ import structlog
 
 import pysched
 from pysched import _core, latencies, machine
+from pysched._core import PlainEnds
 from pysched.ending import Ending
 from pysched.engine import pressure, reaper, recovery
 from pysched.engine.adoption import Adopter
@@ -165,13 +166,18 @@ class Node:
             write=completed.write,
             undelivered=lambda limit: store.undelivered(self._home_id, limit),
             delivered=store.delivered,
+            write_plain=lambda ends: ends.write_done(completed.path, str(self._incarnation)),
+            delivered_batch=store.delivered_batch,
             backlog=self._has_backlog,
         )
         self._recorder = Recorder(
             spool,
             start=store.start,
             finish=self._finish,
+            finish_plain=self._finish_plain,
+            outcomes=lambda ends: self._reaper.outcomes(ends),
             deliver=self._deliverer.put,
+            deliver_plain=self._deliverer.put_plain,
             finished=self._recorded,
             disowned=self._disown,
             backlog=self._has_backlog,
@@ -440,6 +446,14 @@ class Node:
         self._table.release([outcome.key.token for outcome in outcomes])
         return verdict
 
+    def _finish_plain(self, ends: PlainEnds) -> int | None:
+        """The same for plain ends, all or none; they have left no results."""
+        batch = self._store.finish_plain(ends, node=self._incarnation, home=self._home_id)
+        if batch is not None:
+            self._table.release(ends.tokens())
+            self._profiler.observe_all(_counts(ends), ends.waits_ms(), ends.runs_ms())
+        return batch
+
     def _adopt(self) -> None:
         """Take over what the incarnation before has left running, before anybody sweeps it."""
         adoption = self._adopter.run()
@@ -447,7 +461,7 @@ class Node:
             records, _ = self._finish(adoption.outcomes)
             self._deliverer.put(records)
         self._table.release(adoption.forgotten)
-        self._reaper.take(adoption.ends)
+        self._reaper.take(adoption.ends, PlainEnds())
         if adoption.running or adoption.ends or adoption.outcomes:
             self._log.info(
                 "adopted",
@@ -551,6 +565,14 @@ def _trusts_a_refusal(settings: Settings, *, alone: bool, on_a_socket: bool) -> 
     if settings.on_outage == "auto":
         return on_a_socket or alone
     return settings.on_outage == "keep"
+
+
+def _counts(ends: PlainEnds) -> dict[End, int]:
+    counts: dict[End, int] = {}
+    for (state, _), count in ends.tally().items():
+        kind = End(state)
+        counts[kind] = counts.get(kind, 0) + count
+    return counts
 
 
 def _ended(outcome: Outcome) -> Ended:

@@ -19,7 +19,7 @@ import stat
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -95,6 +95,14 @@ class Window:
             if one.run_ms is not None:
                 self._run_ms.append(one.run_ms)
 
+    def add_all(self, counts: Mapping[End, int], waits_ms: Sequence[int], runs_ms: Sequence[int]) -> None:
+        """The same of attempts that all have run."""
+        for kind, count in counts.items():
+            self._ended += count
+            self._totals[kind] += count
+        self._wait_ms.extend(waits_ms)
+        self._run_ms.extend(runs_ms)
+
     def close(self, seconds: float) -> dict[str, float | int | None]:
         """The figures of the `seconds` (> 0) since the last call, by column name; then starts anew."""
         wait, run = sorted(self._wait_ms), sorted(self._run_ms)
@@ -139,8 +147,8 @@ class Profiler:
     """Writes a row a second to `path` from `start` to `stop`.
 
     `sample` is called once a row, in the profiler's thread, and may raise `StoreError`: the row then lacks its
-    figures.  `observe` and `observe_many` may be called from any thread.  A disk that cannot take a row costs
-    that row, not the node.
+    figures.  `observe`, `observe_many` and `observe_all` may be called from any thread.  A disk that cannot take a row
+    costs that row, not the node.
     """
 
     def __init__(self, path: Path, sample: Callable[[], Sample], *, period_s: float = 1.0) -> None:
@@ -181,6 +189,10 @@ class Profiler:
     def observe_many(self, ended: Sequence[Ended]) -> None:
         with self._lock:
             self._window.add(ended)
+
+    def observe_all(self, counts: Mapping[End, int], waits_ms: Sequence[int], runs_ms: Sequence[int]) -> None:
+        with self._lock:
+            self._window.add_all(counts, waits_ms, runs_ms)
 
     def _loop(self) -> None:
         start = self._closed_at

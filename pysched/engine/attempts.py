@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import threading
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from pysched._core import AttemptRow, Launch
@@ -21,6 +21,7 @@ class Held:
     task: Task
     program: Program
     demand: Demand | None = None  # what it holds here beside a worker
+    plain: bool = False  # its end may go the short way (`csrc/plain.pyx`): a first attempt that this node itself starts
 
     def launch(self, handle: int, *, adopted: AttemptRow | None = None) -> Launch:
         """What the core is told of it; `adopted`: the row of a process that runs already, which says the rest."""
@@ -65,6 +66,11 @@ class Attempts:
             self._held[handle] = held
             self._by_key[held.claim.key] = handle
             return handle
+
+    @property
+    def held(self) -> Mapping[int, Held]:
+        """By handle."""
+        return self._held
 
     def get(self, handle: int) -> Held:
         return self._held[handle]

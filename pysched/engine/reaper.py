@@ -13,7 +13,7 @@ from datetime import datetime, timedelta, timezone
 import structlog
 
 from pysched import _core, policy
-from pysched._core import Core, Event, moment_of
+from pysched._core import Core, Event, PlainEnds, moment_of
 from pysched.engine.attempts import Attempts, Held
 from pysched.model import AttemptKey, Exit, Outcome, Reason, Started
 
@@ -31,7 +31,7 @@ CheckResult = Callable[[bytes], "tuple[str | None, str | None]"]
 
 
 class Reaper:
-    """`record(started, outcomes)` takes over a batch; `room` and `due` tell the dispatcher.
+    """`record(started, outcomes, plain)` takes over a batch; `room` and `due` tell the dispatcher.
 
     `read_result` looks for what a job left in a file, `check_result` at what came without one.
     """
@@ -41,7 +41,7 @@ class Reaper:
         core: Core,
         attempts: Attempts,
         *,
-        record: Callable[[Sequence[Started], Sequence[Outcome]], None],
+        record: Callable[[Sequence[Started], Sequence[Outcome], PlainEnds], None],
         room: Callable[[], None],
         due: Callable[[], None],
         read_result: ReadResult,
@@ -69,11 +69,17 @@ class Reaper:
 
     def _run(self) -> None:
         while not self._stopping:
-            self.take(self._core.poll(None))
-        while events := self._core.poll(0):  # what the lanes still told before they stopped
-            self.take(events)
+            self.take(*self._poll(None))
+        while True:  # what the lanes still told before they stopped
+            events, plain = self._poll(0)
+            if not events and not plain:
+                return
+            self.take(events, plain)
 
-    def take(self, events: Sequence[Event]) -> None:
+    def _poll(self, timeout_s: float | None) -> tuple[list[Event], PlainEnds]:
+        return self._core.poll_ends(timeout_s, self._attempts.held)
+
+    def take(self, events: Sequence[Event], plain: PlainEnds) -> None:
         """Pass on what happened; from elsewhere than the core only before `start`."""
         starts: dict[int, Event] = {}
         outcomes: list[Outcome] = []
@@ -85,13 +91,14 @@ class Reaper:
             elif event.kind == _core.STARTED:
                 starts[event.handle] = event
             else:
-                outcomes.append(self._outcome(event))
+                outcomes.append(self._outcome(event, self._attempts.get(event.handle)))
                 ended.append(event.handle)
                 starts.pop(event.handle, None)  # what has ended needs no note that it runs
         started = [self._started(event) for event in starts.values()]
-        if started or outcomes:
+        if started or outcomes or plain:
             # Recorded first, forgotten second: "nothing held" implies that every outcome is with the recorder.
-            self._record(started, outcomes)
+            ended += plain.handles()
+            self._record(started, outcomes, plain)
             self._attempts.remove(ended)
             self._room()
         if due:
@@ -101,8 +108,11 @@ class Reaper:
         key = self._attempts.get(event.handle).claim.key
         return Started(key=key, pid=event.pid, started_at=moment_of(event.started_ns))
 
-    def _outcome(self, event: Event) -> Outcome:
-        held = self._attempts.get(event.handle)
+    def outcomes(self, plain: PlainEnds) -> list[Outcome]:
+        """The same ends as outcomes; from any thread."""
+        return [self._outcome(event, held) for event, held in plain.events()]
+
+    def _outcome(self, event: Event, held: Held) -> Outcome:
         end = self._exit(event, held)
         return policy.verdict(
             held.claim.key,

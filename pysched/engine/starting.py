@@ -106,7 +106,7 @@ class Starter:
             if isinstance(ready, PyschedError):
                 self._unstartable(claim, ready)
                 continue
-            held = Held(claim, ready.task, ready.program, ready.demand)
+            held = Held(claim, ready.task, ready.program, ready.demand, plain=claim.key.attempt == 1)
             handle = self._attempts.add(held)
             launches.append(held.launch(handle))
             if claim.key in self._cancelled:

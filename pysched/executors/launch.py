@@ -109,6 +109,7 @@ class Launcher:
             stdout=files.stdout,
             stderr=files.stderr,
             result=files.result,
+            progress=files.progress,
             timeout_s=task.timeout_s,
             grace_s=task.grace_s,
             mark=mark_of(key.id, key.attempt, node),

@@ -22,12 +22,14 @@ from collections.abc import Callable, Iterable, Sequence
 
 import structlog
 
+from pysched._core import PlainEnds
 from pysched.errors import NodeError, StoreError
 from pysched.model import AttemptKey, Outcome, Record, Started
 from pysched.recorder.spool import Spool
 
 _PAUSE_S = (0.05, 2.0)  # first and longest pause while the store or the disk does not take it
 _BATCH = 1_000
+_FEW = 64  # plain ends that come with other outcomes go with them: a transaction of their own would cost as much
 # Between the beginnings of two batches, as a transaction costs as much as ten tasks in it and more; the second while
 # attempts wait for a worker here: nothing could start sooner for an end that is recorded sooner.
 _GATHER_S = (0.02, 0.25)
@@ -35,6 +37,7 @@ _GATHER_S = (0.02, 0.25)
 Start = Callable[[Sequence[Started]], Sequence[AttemptKey]]
 Backlog = Callable[[], bool]  # whether attempts wait for a worker
 Finish = Callable[[Sequence[Outcome]], "tuple[Sequence[Record], Sequence[AttemptKey]]"]
+FinishPlain = Callable[[PlainEnds], "int | None"]  # the batch of their `.done` files; None: `finish` must look at them
 
 
 def _gather(arrived: threading.Condition, began_s: float, backlog: Backlog, stopping: Callable[[], bool]) -> None:
@@ -50,15 +53,20 @@ class Batch:
     def __init__(self) -> None:
         self.started: list[Started] = []
         self.outcomes: list[Outcome] = []
+        self.plain: list[PlainEnds] = []  # each of a poll of the core, not empty
         self.spooled = 0  # so many of the outcomes, from the first, are in the spool
 
     def __bool__(self) -> bool:
-        return bool(self.started or self.outcomes)
+        return bool(self.started or self.outcomes or self.plain)
+
+    def has_ends(self) -> bool:
+        return bool(self.outcomes or self.plain)
 
 
 class Recorder:
     """`finished(outcomes)` hears of every recorded outcome, `disowned(keys)` of attempts this node lost.
 
+    Plain ends are recorded as such by `finish_plain`, unless something comes between: from then on they are `outcomes`.
     While the store does not answer, outcomes are kept in the spool as they come, and in memory.
     """
 
@@ -68,7 +76,10 @@ class Recorder:
         *,
         start: Start,
         finish: Finish,
+        finish_plain: FinishPlain,
+        outcomes: Callable[[PlainEnds], Sequence[Outcome]],
         deliver: Callable[[Sequence[Record]], None],
+        deliver_plain: Callable[[PlainEnds, int], None],
         finished: Callable[[Sequence[Outcome]], None],
         disowned: Callable[[Iterable[AttemptKey]], None],
         backlog: Backlog,
@@ -76,7 +87,10 @@ class Recorder:
         self._spool = spool
         self._start = start
         self._finish = finish
+        self._finish_plain = finish_plain
+        self._outcomes = outcomes
         self._deliver = deliver
+        self._deliver_plain = deliver_plain
         self._finished = finished
         self._disowned = disowned
         self._backlog = backlog
@@ -117,13 +131,15 @@ class Recorder:
             self._arrived.notify()
         self._thread.join()
 
-    def put(self, started: Sequence[Started], outcomes: Sequence[Outcome]) -> None:
+    def put(self, started: Sequence[Started], outcomes: Sequence[Outcome], plain: PlainEnds | None = None) -> None:
         with self._arrived:
-            first = not self._inbox or (outcomes and not self._inbox.outcomes)
+            first = not self._inbox or ((outcomes or plain) and not self._inbox.has_ends())
             if first or not self._backlog():  # else it has been told, and has time
                 self._arrived.notify()
             self._inbox.started += started
             self._inbox.outcomes += outcomes
+            if plain:
+                self._inbox.plain.append(plain)
 
     def hurry(self) -> None:
         """The store may answer again."""
@@ -134,7 +150,9 @@ class Recorder:
     def pending(self) -> set[AttemptKey]:
         """Attempts whose end is not known to be recorded."""
         with self._arrived:
-            return {outcome.key for batch in (self._batch, self._inbox) for outcome in batch.outcomes}
+            batches = (self._batch, self._inbox)
+            keys = {outcome.key for batch in batches for outcome in batch.outcomes}
+            return keys.union(*(ends.keys() for batch in batches for ends in batch.plain))
 
     @property
     def full(self) -> bool:
@@ -162,6 +180,7 @@ class Recorder:
                 self._write(self._batch)
                 break
             except StoreError as error:
+                self._make_outcomes(self._batch)
                 if pause == _PAUSE_S[0]:
                     waiting = len(self._batch.outcomes)
                     self._log.warning("the store does not answer, results wait", error=str(error), waiting=waiting)
@@ -182,13 +201,23 @@ class Recorder:
             self._keep()
             with self._arrived:
                 left = until - time.monotonic()
-                self._arrived.wait_for(lambda: self._inbox.outcomes or self._stopping or self._hurry, max(0.0, left))
+                self._arrived.wait_for(lambda: self._inbox.has_ends() or self._stopping or self._hurry, max(0.0, left))
                 hurry, self._hurry = self._hurry, False
                 self._batch.started += self._inbox.started
                 self._batch.outcomes += self._inbox.outcomes
+                self._batch.plain += self._inbox.plain
                 self._inbox = Batch()
-                if self._stopping or hurry or time.monotonic() >= until:
-                    return not self._stopping
+                stopping = self._stopping
+            self._make_outcomes(self._batch)
+            if stopping or hurry or time.monotonic() >= until:
+                return not stopping
+
+    def _make_outcomes(self, batch: Batch) -> None:
+        """Of its plain ends, as `_keep` and `finish` know them."""
+        outcomes = [outcome for ends in batch.plain for outcome in self._outcomes(ends)]
+        with self._arrived:
+            batch.outcomes += outcomes
+            batch.plain.clear()
 
     def _keep(self) -> None:
         """What of the batch is only in memory goes into the spool, if that has room."""
@@ -212,14 +241,17 @@ class Recorder:
     def _write(self, batch: Batch) -> None:
         """Record all of `batch`, taking from it what is recorded."""
         if batch.started:
-            ended = {outcome.key for outcome in batch.outcomes}
+            ended = {outcome.key.token for outcome in batch.outcomes}
+            ended.update(*(ends.tokens() for ends in batch.plain))
             # An attempt that has ended already needs no row version that says "running".
-            still_running = [started for started in batch.started if started.key not in ended]
+            still_running = [started for started in batch.started if started.key.token not in ended]
             lost = self._start(still_running) if still_running else []
             batch.started.clear()
             if lost:
                 self._log.warning("attempts are no longer this node's", tasks=[key.id for key in lost])
                 self._disowned(lost)
+        if batch.plain:
+            self._write_plain(batch)
         while batch.outcomes:
             part = batch.outcomes[:_BATCH]
             records, disowned = self._finish(part)
@@ -234,6 +266,25 @@ class Recorder:
                 del batch.outcomes[: len(part)]
                 batch.spooled = max(0, batch.spooled - len(part))
 
+    def _write_plain(self, batch: Batch) -> None:
+        """Record the plain ends of the batch that is written; those that it must be asked about become outcomes."""
+        if batch.outcomes and sum(map(len, batch.plain)) < _FEW:
+            self._make_outcomes(batch)
+        while batch.plain:
+            ends, count = PlainEnds(), 0
+            for each in batch.plain:
+                if count and len(ends) + len(each) > _BATCH:
+                    break
+                ends.take_in(each)
+                count += 1
+            number = self._finish_plain(ends)
+            if number is not None:
+                self._deliver_plain(ends, number)
+            outcomes = self._outcomes(ends) if number is None else []
+            with self._arrived:
+                batch.outcomes += outcomes
+                del batch.plain[:count]
+
 
 class Deliverer:
     """Writes `.done` files for records as they come, and for those that the store says are undelivered.
@@ -247,13 +298,18 @@ class Deliverer:
         write: Callable[[Sequence[Record]], None],
         undelivered: Callable[[int], Sequence[Record]],
         delivered: Callable[[Sequence[Record]], None],
+        write_plain: Callable[[PlainEnds], None],
+        delivered_batch: Callable[[int, int], None],
         backlog: Backlog,
     ) -> None:
         self._write = write
+        self._write_plain = write_plain
+        self._delivered_batch = delivered_batch
         self._undelivered = undelivered
         self._delivered = delivered
         self._backlog = backlog
-        self._waiting: list[Record] = []
+        # In the order in which they were recorded: of two of one task the later counts.
+        self._waiting: list[Record | tuple[PlainEnds, int]] = []
         self._look = False  # into the store
         self.out_of_space = False  # the last batch found no room; read by others
         self._arrived = threading.Condition()
@@ -275,6 +331,11 @@ class Deliverer:
     def put(self, records: Sequence[Record]) -> None:
         with self._arrived:
             self._waiting += records
+            self._arrived.notify()
+
+    def put_plain(self, ends: PlainEnds, batch: int) -> None:
+        with self._arrived:
+            self._waiting.append((ends, batch))
             self._arrived.notify()
 
     def look(self) -> None:
@@ -309,7 +370,7 @@ class Deliverer:
                 self.look()
                 pause = min(pause * 2, _PAUSE_S[1])
 
-    def _take(self) -> list[Record]:
+    def _take(self) -> list[Record | tuple[PlainEnds, int]]:
         """What has arrived; nothing if it is time to look into the store, or stopping."""
         with self._arrived:
             self._arrived.wait_for(lambda: self._waiting or self._look or self._stopping)
@@ -320,7 +381,20 @@ class Deliverer:
                 self._look = False
             return batch
 
-    def _settle(self, records: Sequence[Record]) -> None:
+    def _settle(self, batch: Sequence[Record | tuple[PlainEnds, int]]) -> None:
+        records: list[Record] = []
+        for each in batch:
+            if isinstance(each, Record):
+                records.append(each)
+                continue
+            self._settle_records(records)
+            records = []
+            ends, number = each
+            self._write_plain(ends)
+            self._delivered_batch(number, len(ends))
+        self._settle_records(records)
+
+    def _settle_records(self, records: Sequence[Record]) -> None:
         if records:
             self._write(records)
             self._delivered(records)

@@ -10,10 +10,26 @@ from collections.abc import Iterable
 from datetime import datetime
 from typing import TYPE_CHECKING
 
+from psycopg.adapt import Dumper
+from psycopg.pq import Format
+
 from pysched._core import utc_text
 
 if TYPE_CHECKING:
     from pysched.draft import Entry
+
+
+class Packed(bytes):
+    """An array in PostgreSQL's binary form, of whatever type the statement casts it to."""
+
+
+class PackedDumper(Dumper):
+    """Sends one as it is."""
+
+    format = Format.BINARY
+
+    def dump(self, obj: Packed) -> bytes:
+        return obj
 
 
 def texts(values: Iterable[str | None]) -> str:

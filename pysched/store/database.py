@@ -15,6 +15,7 @@ from psycopg.conninfo import conninfo_to_dict
 from psycopg_pool import ConnectionPool, PoolTimeout
 
 from pysched.errors import DatabaseDown, DatabaseReadOnly, DatabaseRefused, DatabaseUnreachable, StoreError
+from pysched.store.arrays import Packed, PackedDumper
 from pysched.store.link import Link, Look
 
 Conn = psycopg.Connection[tuple[Any, ...]]
@@ -117,6 +118,7 @@ class Database:
         except BaseException:
             link.close()
             raise
+        link.adapters.register_dumper(Packed, PackedDumper)
         link.limit_s = limit_s
         link.look = self._look
         link.server_pid = int(pid)

@@ -157,6 +157,12 @@ def delivered(database: Database, records: Sequence[Record]) -> None:
         database.execute(_QUERIES.delivered_in_part, columns)
 
 
+def delivered_batch(database: Database, batch: int, written: int) -> None:
+    """See `Store.delivered_batch`."""
+    columns = {"batches": arrays.numbers([batch]), "counts": arrays.numbers([written])}
+    database.execute(_QUERIES.delivered_batches, columns)
+
+
 def record_of(row: Sequence[Any], batch: int | None = None) -> Record:
     """A `Record` from the columns of the query `record`."""
     (
@@ -204,11 +210,16 @@ def settle(conn: Conn, ended: Iterable[tuple[str, State]], tally: _Tally) -> Non
     lost: list[str] = []
     for task_id, state in ended:
         (succeeded if state is State.SUCCEEDED else lost).append(task_id)
-    if succeeded:
+    settle_arrays(conn, arrays.texts(succeeded) if succeeded else None, arrays.texts(lost) if lost else None, tally)
+
+
+def settle_arrays(conn: Conn, succeeded: str | bytes | None, lost: str | bytes | None, tally: _Tally) -> None:
+    """The same, of ids that are an array already; None: of no task."""
+    if succeeded is not None:
         conn.execute(_QUERIES.unblock, {"ids": succeeded})
-    while lost:
+    while lost is not None:
         rows = conn.execute(_QUERIES.cancel_dependents, {"ids": lost}).fetchall()
-        lost = [task_id for task_id, _ in rows]
+        lost = arrays.texts([task_id for task_id, _ in rows]) if rows else None
         tally.update((State.CANCELLED.value, priority) for _, priority in rows)
 
 

@@ -20,6 +20,7 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import Any
 
+from pysched._core import PlainEnds
 from pysched.draft import Entry
 from pysched.errors import ConflictError, DatabaseReadOnly, NotFoundError, TaskError
 from pysched.model import (
@@ -37,7 +38,7 @@ from pysched.model import (
 )
 from pysched.policy import Overdue
 from pysched.resources import Room
-from pysched.store import accepting, arrays, ending, loading, migrate, retention, sql, views
+from pysched.store import accepting, arrays, ending, loading, migrate, plain, retention, sql, views
 from pysched.store.claiming import Claimer, claim_of, unlimited
 from pysched.store.control import Control
 from pysched.store.database import Conn, Database, Line
@@ -322,6 +323,11 @@ class Store(Control):
         """
         return ending.finish(self._database, outcomes, home=home)
 
+    def finish_plain(self, ends: PlainEnds, *, node: uuid.UUID, home: uuid.UUID) -> int | None:
+        """The same for plain ends of attempts that `node` holds; the number of the batch by which their `.done` files
+        are owed, or None if nothing was recorded, since at least one is not what it was: then ask `finish`."""
+        return plain.finish(self._database, ends, node=node, home=home)
+
     # ── records ───────────────────────────────────────────────────────────────────────────────────
 
     def undelivered(self, home: uuid.UUID, limit: int) -> builtins.list[Record]:
@@ -331,6 +337,10 @@ class Store(Control):
     def delivered(self, records: Sequence[Record]) -> None:
         """Their `.done` files are durable."""
         ending.delivered(self._database, records)
+
+    def delivered_batch(self, batch: int, written: int) -> None:
+        """All `written` files of a batch of `finish_plain` are durable."""
+        ending.delivered_batch(self._database, batch, written)
 
     def record(self, task_id: str) -> Record:
         """A terminal task's record; `NotFoundError`, or `InputError` if the task has not ended."""

@@ -187,5 +187,5 @@ def _claim(priority: Priority, number: int) -> Claim:
 
 _PROGRAM = Program(
     argv=[b"/bin/true"], candidates=[b"/bin/true"], env=[], cwd=b"/", stdout="/o", stderr="/e", result="/r",
-    timeout_s=None, grace_s=1.0, mark=1,
+    progress="/p", timeout_s=None, grace_s=1.0, mark=1,
 )  # fmt: skip

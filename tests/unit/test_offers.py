@@ -101,8 +101,8 @@ class Rig:
 
 
 PROGRAM = Program(
-    argv=[b"true"], candidates=[b"/bin/true"], env=[], cwd=b"/", stdout="o", stderr="e", result="r", timeout_s=None,
-    grace_s=1.0, mark=1,
+    argv=[b"true"], candidates=[b"/bin/true"], env=[], cwd=b"/", stdout="o", stderr="e", result="r", progress="p",
+    timeout_s=None, grace_s=1.0, mark=1,
 )  # fmt: skip
 
 
