@@ -51,8 +51,9 @@ include "executor.pyx"        # Executor: Python calls in Python threads, from t
 __all__ = [
     "ALARM", "AttemptRow", "AttemptTable", "CAUSE_CANCEL", "CAUSE_LOG_LIMIT", "CAUSE_MEMORY", "CAUSE_NONE",
     "CAUSE_SHUTDOWN", "CAUSE_TIMEOUT", "Core", "EXITED", "Event", "Executor", "Future", "Histogram", "Launch",
-    "PlainEnds", "ROW_ENDED", "ROW_LOST", "ROW_NEVER_RAN", "ROW_RUNNING", "ROW_STARTING", "ReadyQueue", "SPAWN_FAILED",
-    "STARTED", "WITHDRAWN", "is_missing", "moment_of", "read_files", "remove_files", "utc_text", "write_files",
+    "Pattern", "PlainEnds", "ROW_ENDED", "ROW_LOST", "ROW_NEVER_RAN", "ROW_RUNNING", "ROW_STARTING", "ReadyQueue",
+    "SPAWN_FAILED", "STARTED", "WITHDRAWN", "attempt_entries", "is_missing", "moment_of", "read_files", "remove_files",
+    "utc_text", "write_files",
 ]
 
 cdef object MAX_WORKERS = 1_000_000
@@ -121,7 +122,7 @@ cdef class Core:
         self.check(True)
         try:
             for launch in launches:
-                if type(launch) is not Launch:
+                if type(launch) is not Launch or (<Launch> launch).cwd is None:  # made, but not initialised
                     raise TypeError(f"submit: {launch!r} is no Launch")
                 records.push_back(record_new(<Launch> launch))
                 engine_mark(self.engine, records.back(), (<Launch> launch).mark)

@@ -42,9 +42,6 @@ from native cimport (
     unlinkat,
 )
 
-cdef extern from "Python.h":
-    bytes PyUnicode_EncodeFSDefault(object text)
-
 cdef enum:
     OPEN_AT_ONCE = 128
     SYNC_HELPERS = 7

@@ -35,8 +35,10 @@ __all__ = [
     "Future",
     "Histogram",
     "Launch",
+    "Pattern",
     "PlainEnds",
     "ReadyQueue",
+    "attempt_entries",
     "is_missing",
     "moment_of",
     "read_files",
@@ -61,6 +63,33 @@ CAUSE_CANCEL: Final[int]  # given to kill()
 CAUSE_SHUTDOWN: Final[int]  # given to kill(); also of withdraw_all()
 CAUSE_LOG_LIMIT: Final[int]  # it wrote more than Core's log_limit, with log_limit_ends
 CAUSE_MEMORY: Final[int]  # its processes had more memory than Launch.memory
+
+@final
+class Pattern:
+    """What the launches of attempts of one task have in common, checked once; the fields are those of `Launch`."""
+
+    def __init__(
+        self,
+        *,
+        argv: Sequence[bytes],
+        candidates: Sequence[bytes],
+        env: Sequence[bytes],
+        cwd: bytes,
+        timeout_s: float | None = None,
+        grace_s: float = 5.0,
+    ) -> None: ...
+    @property
+    def argv(self) -> tuple[bytes, ...]: ...
+    @property
+    def candidates(self) -> tuple[bytes, ...]: ...
+    @property
+    def env(self) -> tuple[bytes, ...]: ...
+    @property
+    def cwd(self) -> bytes: ...
+    @property
+    def timeout_s(self) -> float | None: ...
+    @property
+    def grace_s(self) -> float: ...
 
 @final
 class Launch:
@@ -118,6 +147,25 @@ class Launch:
         gpus: int = 0,
         reuse: int = 0,
     ) -> None: ...
+    @staticmethod
+    def for_attempt(
+        pattern: Pattern,
+        env: Sequence[bytes],
+        handle: int,
+        priority: int,
+        rank: int,
+        sequence: int,
+        stdout: bytes,
+        stderr: bytes,
+        waited_s: float,
+        mark: int,
+        token: int,
+        warm: bool = False,
+        reuse: int = 0,
+        demand: tuple[int, int, int] | None = None,
+    ) -> Launch:
+        """The same of a pattern, whose environment `env` follows; a third of the price.  `demand`: cpus, memory, gpus.
+        A number out of range may also be an `OverflowError`."""
     @property
     def handle(self) -> int: ...
     @property
@@ -506,6 +554,9 @@ def write_files(folder: str | os.PathLike[str], files: Iterable[tuple[str | byte
     Each is on the disk under `.NAME.tmp` before it gets its name, and the folder is synced once, so a reader or a crash
     sees all of a file or none of it.  No name stands twice.  Raises OSError naming the file, or the folder; then some
     may have been written, and no temporary name is left."""
+
+def attempt_entries(task_id: str, attempt: int, node: bytes, result: str, progress: str) -> list[bytes]:
+    """Entries of the environment by which an attempt knows itself and its files (paths); `node`: that of its node."""
 
 def is_missing(path: str) -> bool:
     """Whether there is nothing at `path`, not even a dangling link; False if that cannot be told.  A third of the price

@@ -90,25 +90,6 @@ class Abandoned:
 
 
 @dataclass(slots=True, kw_only=True)
-class Program:
-    """A process to be started, as bytes the kernel takes, and the files it will leave."""
-
-    argv: list[bytes]
-    candidates: list[bytes]  # paths tried in order, as execvp(3) walks PATH
-    env: list[bytes]  # b"NAME=value"
-    cwd: bytes
-    stdout: str  # absolute paths
-    stderr: str
-    result: str  # PYSCHED_RESULT
-    progress: str  # PYSCHED_PROGRESS
-    timeout_s: float | None
-    grace_s: float
-    mark: int  # mark_of the attempt
-    warm: bool = False  # forked by the zygote: argv is what that is told, see ml/zygote.py
-    reuse: int = 0  # warm, in a worker for calls of this number; 0: in a process of its own
-
-
-@dataclass(slots=True, kw_only=True)
 class Started:
     """An attempt has a process."""
 

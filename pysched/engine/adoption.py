@@ -26,7 +26,8 @@ from pysched.engine import recovery
 from pysched.engine.attempts import Attempts, Held
 from pysched.engine.leftovers import end_leftovers
 from pysched.errors import PyschedError
-from pysched.model import Abandoned, Outcome, Program
+from pysched.model import Abandoned, Outcome
+from pysched.program import Program
 from pysched.task import Task
 
 _NS = 1e9

@@ -8,8 +8,9 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from pysched._core import AttemptRow, Launch
-from pysched.model import AttemptKey, Claim, Program
-from pysched.resources import NOTHING, Demand
+from pysched.model import AttemptKey, Claim
+from pysched.program import Program
+from pysched.resources import Demand
 from pysched.task import Task
 
 
@@ -25,28 +26,22 @@ class Held:
 
     def launch(self, handle: int, *, adopted: AttemptRow | None = None) -> Launch:
         """What the core is told of it; `adopted`: the row of a process that runs already, which says the rest."""
-        claim, program, demand = self.claim, self.program, self.demand or NOTHING
-        return Launch(
-            handle=handle,
-            priority=claim.priority,
-            rank=claim.rank,
-            sequence=claim.sequence,
-            argv=program.argv,
-            candidates=program.candidates,
-            env=program.env,
-            cwd=program.cwd,
-            stdout=program.stdout.encode(),
-            stderr=program.stderr.encode(),
-            timeout_s=program.timeout_s if adopted is None else None,
-            grace_s=program.grace_s,
-            waited_s=claim.waited_s if adopted is None else 0.0,
-            mark=program.mark if adopted is None else adopted.mark,
-            token=claim.key.token,
-            warm=program.warm and adopted is None,
-            cpus=demand.cpus,
-            memory=demand.memory,
-            gpus=demand.gpus,
-            reuse=program.reuse,
+        claim, program = self.claim, self.program
+        return Launch.for_attempt(
+            program.pattern,
+            program.env,
+            handle,
+            claim.priority,
+            claim.rank,
+            claim.sequence,
+            program.stdout.encode(),
+            program.stderr.encode(),
+            claim.waited_s if adopted is None else 0.0,
+            program.mark if adopted is None else adopted.mark,
+            claim.key.token,
+            program.warm and adopted is None,
+            program.reuse,
+            self.demand,
         )
 
 

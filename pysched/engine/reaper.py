@@ -190,8 +190,8 @@ def _wait_ms(held: Held, started_at: datetime) -> float | None:
 
 def _spawn_failure(event: Event, held: Held) -> str:
     what = {
-        "exec": held.program.argv[0],
-        "cwd": held.program.cwd,
+        "exec": held.program.pattern.argv[0],
+        "cwd": held.program.pattern.cwd,
         "stdout": held.program.stdout.encode(),
         "stderr": held.program.stderr.encode(),
     }.get(event.step or "")

@@ -10,7 +10,8 @@ from pysched._core import Core
 from pysched.engine.attempts import Attempts, Held
 from pysched.engine.specs import Specs
 from pysched.errors import PyschedError
-from pysched.model import AttemptKey, Claim, Program
+from pysched.model import AttemptKey, Claim
+from pysched.program import Program
 from pysched.resources import Demand
 from pysched.task import Task
 

@@ -33,17 +33,16 @@ class LogFolder:
     """`ROOT/ab/ID.ATTEMPT.{out,err,result,progress}`, `ab` being a hash of the id."""
 
     def __init__(self, root: Path) -> None:
-        self._root = str(root)
+        self._shards = [f"{root}/{shard:02x}/" for shard in range(_SHARDS)]
 
     def prepare(self) -> None:
         """Create all folders at once, so that starting an attempt never has to."""
-        for shard in range(_SHARDS):
-            os.makedirs(f"{self._root}/{shard:02x}", mode=0o700, exist_ok=True)
+        for shard in self._shards:
+            os.makedirs(shard, mode=0o700, exist_ok=True)
 
     def of(self, task_id: str, attempt: int) -> AttemptFiles:
-        shard = zlib.crc32(task_id.encode()) % _SHARDS
-        stem = f"{self._root}/{shard:02x}/{task_id}.{attempt}"
-        return AttemptFiles(f"{stem}{_OUTPUT}", f"{stem}.err", f"{stem}{_RESULT}", f"{stem}{_PROGRESS}")
+        stem = f"{self._shards[zlib.crc32(task_id.encode()) % _SHARDS]}{task_id}.{attempt}"
+        return AttemptFiles(stem + _OUTPUT, stem + ".err", stem + _RESULT, stem + _PROGRESS)
 
 
 def read_result(path: str) -> tuple[str | None, str | None]:

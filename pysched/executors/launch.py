@@ -9,14 +9,16 @@ import json
 import os
 import re
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from pysched._core import Pattern, attempt_entries
 from pysched.errors import NodeError
 from pysched.executors.files import LogFolder
 from pysched.executors.shell import found, plain_words
-from pysched.model import AttemptKey, Program, TaskType, mark_of
+from pysched.model import AttemptKey, TaskType, mark_of
+from pysched.program import Program
 from pysched.task import Task
 
 _INHERITED = frozenset(
@@ -41,17 +43,14 @@ class _Plan:
     """What all attempts of a task have in common."""
 
     task: Task  # holds the object, by whose identity the plan is known
-    argv: list[bytes]
-    candidates: list[bytes]
-    words: list[str] | None  # of a text command that runs without a shell if its program is found
-    warm_argv: list[bytes] | None  # for the zygote, if that may run it
+    cold: Pattern
+    warm: Pattern | None  # for the zygote, if that may run it
+    words: list[str] | None  # of a text command that runs without a shell if its program is found …
+    direct: Callable[[str], Pattern]  # … in that file
     reuse: int  # see Program
     path: str
-    env: list[bytes]
-    env_without_pwd: list[bytes]  # what runs without a shell gets PWD as from one
     takes_params: bool  # in its environment
     warm_bytes: int  # that are left for what an attempt has of its own, if it is to start warm
-    cwd: bytes
 
 
 class Launcher:
@@ -64,6 +63,7 @@ class Launcher:
         self, *, node: str, work: Path, logs: LogFolder, environ: Mapping[str, str], warm: bool = False
     ) -> None:
         self._node = node
+        self._node_entry = _node_entry(node)
         self._work = os.fsencode(work)
         self._logs = logs
         self._warm = warm
@@ -76,43 +76,32 @@ class Launcher:
 
         Programs of one `Task` object share what they have in common, so who runs a task often keeps the object.
         """
-        node = node or self._node
         files = self._logs.of(key.id, key.attempt)
         plan = self._plan(task)
         # Looked for each time: what is found now need not be there for the next attempt.
         file = found(plan.words[0], plan.path) if plan.words is not None else None
-        own = [
-            f"PYSCHED_TASK_ID={key.id}".encode(),
-            b"PYSCHED_ATTEMPT=%d" % key.attempt,
-            b"PYSCHED_NODE=" + node.encode(),
-            b"PYSCHED_RESULT=" + os.fsencode(files.result),
-            b"PYSCHED_PROGRESS=" + os.fsencode(files.progress),
-        ]
+        entry = self._node_entry if node is None else _node_entry(node)
+        own = attempt_entries(key.id, key.attempt, entry, files.result, files.progress)
         if plan.takes_params:
             # In the environment: up to 64 KiB, below the kernel's limit of 128 KiB for one string.
             own.append(b"PYSCHED_PARAMS=" + os.fsencode(params))
-        entries = [*(plan.env if file is None else plan.env_without_pwd), *own]
-        argv, candidates = plan.argv, plan.candidates
-        if plan.words is not None and file is not None:
-            argv, candidates = [os.fsencode(word) for word in plan.words], [os.fsencode(file)]
-            entries.append(b"PWD=" + os.path.realpath(plan.cwd))
-        warm = plan.warm_argv is not None and sum(map(len, own)) + len(own) <= plan.warm_bytes
-        if plan.warm_argv is not None and warm:
-            argv, candidates = plan.warm_argv, plan.warm_argv[:1]
+        pattern = plan.cold
+        if file is not None:
+            pattern = plan.direct(file)
+            own.append(b"PWD=" + os.path.realpath(pattern.cwd))
+        warm = plan.warm is not None and sum(map(len, own)) + len(own) <= plan.warm_bytes
+        if plan.warm is not None and warm:
+            pattern = plan.warm
         return Program(
-            argv=argv,
-            candidates=candidates,
-            env=entries,
-            warm=warm,
-            reuse=plan.reuse if warm else 0,
-            cwd=plan.cwd,
+            pattern=pattern,
+            env=own,
             stdout=files.stdout,
             stderr=files.stderr,
             result=files.result,
             progress=files.progress,
-            timeout_s=task.timeout_s,
-            grace_s=task.grace_s,
-            mark=mark_of(key.id, key.attempt, node),
+            mark=mark_of(key.id, key.attempt, node or self._node),
+            warm=warm,
+            reuse=plan.reuse if warm else 0,
         )
 
     def _plan(self, task: Task) -> _Plan:
@@ -136,19 +125,30 @@ class Launcher:
         cwd = os.fsencode(task.cwd) if task.cwd is not None else self._work
         warm = ml and self._warm and not any(map(_READ_AT_START.match, task.env))
         entries = _entries(env)
+        plain = plain_words(task.command, task.env) if isinstance(task.command, str) else None
+
+        def pattern(argv: Sequence[bytes], candidates: Sequence[bytes], env: Sequence[bytes] = entries) -> Pattern:
+            return Pattern(
+                argv=argv, candidates=candidates, env=env, cwd=cwd, timeout_s=task.timeout_s, grace_s=task.grace_s
+            )
+
+        @functools.lru_cache(maxsize=1)  # mostly the same
+        def direct(file: str) -> Pattern:
+            # What runs without a shell gets PWD as from one.
+            others = _entries({name: value for name, value in env.items() if name != "PWD"})
+            return pattern([os.fsencode(word) for word in plain or ()], [os.fsencode(file)], others)
+
+        warm_words = [os.fsencode(word) for word in _warm_words(task)]
         return _Plan(
             task=task,
-            argv=words,
-            candidates=_candidates(words[0], os.fsencode(path)),
-            words=plain_words(task.command, task.env) if isinstance(task.command, str) else None,
-            warm_argv=[os.fsencode(word) for word in _warm_words(task)] if warm else None,
+            cold=pattern(words, _candidates(words[0], os.fsencode(path))),
+            warm=pattern(warm_words, warm_words[:1]) if warm else None,
+            words=plain,
+            direct=direct,
             path=path,
-            env=entries,
-            env_without_pwd=_entries({name: value for name, value in env.items() if name != "PWD"}),
             takes_params=ml,
             warm_bytes=_WARM_BYTES - sum(len(entry) + 1 for entry in entries),
             reuse=_environment_key(cwd, task) if task.reuse and not task.gpus else 0,  # CUDA keeps its first device
-            cwd=cwd,
         )
 
 
@@ -171,6 +171,10 @@ def inherited(environ: Mapping[str, str]) -> dict[str, str]:
     }
     kept.setdefault("PATH", _DEFAULT_PATH)
     return kept
+
+
+def _node_entry(node: str) -> bytes:
+    return b"PYSCHED_NODE=" + node.encode()
 
 
 def _entries(env: Mapping[str, str]) -> list[bytes]:

@@ -17,6 +17,8 @@ from pysched._core import (
     STARTED,
     Core,
     Event,
+    Launch,
+    Pattern,
 )
 
 from .conftest import Gate, Run, alive
@@ -295,6 +297,51 @@ def test_a_launch_shows_what_it_holds(start: Start) -> None:
         launch.handle = 1  # type: ignore[misc]
 
 
+_FIELDS = (
+    "handle", "priority", "rank", "sequence", "argv", "candidates", "env", "cwd", "stdout", "stderr", "timeout_s",
+    "grace_s", "waited_s", "mark", "token", "warm", "reuse", "cpus", "memory", "gpus",
+)  # fmt: skip
+
+
+def test_a_launch_of_a_pattern_is_as_one_of_all_its_fields() -> None:
+    common = {"argv": [b"a", b"b"], "candidates": [b"/a"], "cwd": b"/", "timeout_s": 2.5, "grace_s": 0.5}
+    single = {"handle": 2**64 - 1, "priority": 2, "rank": -(2**31), "sequence": 5, "stdout": b"o", "stderr": b"e"}
+    single |= {"waited_s": 1.5, "mark": 2**61 - 1, "token": 2**63, "warm": True, "reuse": 7}
+    demand = {"cpus": 1500, "memory": 2**40, "gpus": 500}
+    whole = Launch(env=[b"A=1", b"B=2"], **common, **single, **demand)  # type: ignore[arg-type]
+    of_pattern = Launch.for_attempt(
+        Pattern(env=[b"A=1"], **common), [b"B=2"], **single, demand=tuple(demand.values())  # type: ignore[arg-type]
+    )  # fmt: skip
+    for field in _FIELDS:
+        assert getattr(of_pattern, field) == getattr(whole, field), field
+
+
+@pytest.mark.parametrize(
+    ("given", "error"),
+    [
+        ({"env": [b"PYSCHED_LANE=9"]}, ValueError),
+        ({"env": [b"A=\0"]}, ValueError),
+        ({"handle": -1}, OverflowError),
+        ({"priority": 3}, ValueError),
+        ({"rank": 2**31}, OverflowError),
+        ({"stdout": b""}, ValueError),
+        ({"stderr": "text"}, TypeError),
+        ({"waited_s": -1.0}, ValueError),
+        ({"mark": 2**61}, ValueError),
+        ({"demand": (0, 0, 1500)}, ValueError),
+        ({"pattern": None}, TypeError),
+    ],
+)
+def test_a_bad_launch_of_a_pattern_is_refused(given: dict[str, object], error: type[Exception]) -> None:
+    fields: dict[str, object] = {
+        "pattern": Pattern(argv=[b"a"], candidates=[b"/a"], env=[], cwd=b"/"),
+        "env": [], "handle": 1, "priority": 0, "rank": 0, "sequence": 0, "stdout": b"o", "stderr": b"e",
+        "waited_s": 0.0, "mark": 0, "token": 0,
+    }  # fmt: skip
+    with pytest.raises(error):
+        Launch.for_attempt(**{**fields, **given})  # type: ignore[arg-type]
+
+
 def test_submit_is_all_or_nothing(start: Start, gate: Gate) -> None:
     run = start(lanes=1, workers=1)
     (first,) = run.submit(run.shell(gate.hold))
@@ -305,6 +352,8 @@ def test_submit_is_all_or_nothing(start: Start, gate: Gate) -> None:
         run.submit(run.launch("/bin/true", handle=77), run.launch("/bin/true", handle=77))
     with pytest.raises(TypeError, match="no Launch"):
         run.core.submit([run.launch("/bin/true"), "x"])  # type: ignore[list-item]
+    with pytest.raises(TypeError, match="no Launch"):
+        run.core.submit([Launch.__new__(Launch)])  # of which nobody said what it is
     assert run.core.counters()["submitted"] == 1
     assert run.core.depths() == (0, 0, 0)
     run.submit(run.launch("/bin/true", handle=77))

@@ -12,12 +12,13 @@ from typing import cast
 
 import pytest
 
-from pysched._core import Core, Launch
+from pysched._core import Core, Launch, Pattern
 from pysched.engine import dispatcher
 from pysched.engine.attempts import Attempts
 from pysched.engine.dispatcher import Dispatcher
 from pysched.engine.starting import Starter
-from pysched.model import AttemptKey, Claim, Priority, Program
+from pysched.model import AttemptKey, Claim, Priority
+from pysched.program import Program
 from pysched.resources import NOTHING
 from pysched.task import Task
 
@@ -186,6 +187,6 @@ def _claim(priority: Priority, number: int) -> Claim:
 
 
 _PROGRAM = Program(
-    argv=[b"/bin/true"], candidates=[b"/bin/true"], env=[], cwd=b"/", stdout="/o", stderr="/e", result="/r",
-    progress="/p", timeout_s=None, grace_s=1.0, mark=1,
+    pattern=Pattern(argv=[b"/bin/true"], candidates=[b"/bin/true"], env=[], cwd=b"/", grace_s=1.0),
+    env=[], stdout="/o", stderr="/e", result="/r", progress="/p", mark=1,
 )  # fmt: skip

@@ -12,13 +12,14 @@ from typing import Any, cast
 import pytest
 
 from pysched import offers
-from pysched._core import Core, Launch
+from pysched._core import Core, Launch, Pattern
 from pysched.engine import offers as module
 from pysched.engine.attempts import Attempts
 from pysched.engine.offers import Offers
 from pysched.engine.starting import Starter
 from pysched.errors import PyschedError
-from pysched.model import AttemptKey, Claim, Program
+from pysched.model import AttemptKey, Claim
+from pysched.program import Program
 from pysched.resources import NOTHING
 from pysched.task import Task
 
@@ -101,8 +102,8 @@ class Rig:
 
 
 PROGRAM = Program(
-    argv=[b"true"], candidates=[b"/bin/true"], env=[], cwd=b"/", stdout="o", stderr="e", result="r", progress="p",
-    timeout_s=None, grace_s=1.0, mark=1,
+    pattern=Pattern(argv=[b"true"], candidates=[b"/bin/true"], env=[], cwd=b"/", grace_s=1.0),
+    env=[], stdout="o", stderr="e", result="r", progress="p", mark=1,
 )  # fmt: skip
 
 

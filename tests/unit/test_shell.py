@@ -81,13 +81,13 @@ def launcher(tmp_path: Path) -> Launcher:
 
 
 def _prepare(launcher: Launcher, task: Task) -> list[bytes]:
-    return list(launcher.prepare(AttemptKey(id="t", attempt=1, token=1), task).argv)
+    return list(launcher.prepare(AttemptKey(id="t", attempt=1, token=1), task).pattern.argv)
 
 
 def test_a_plain_command_starts_directly_and_knows_its_folder(launcher: Launcher, tmp_path: Path) -> None:
     program = launcher.prepare(AttemptKey(id="t", attempt=1, token=1), parse_task({"command": "env -u X"}))
-    assert program.argv == [b"env", b"-u", b"X"]
-    assert program.candidates == [os.fsencode(shutil.which("env") or "")]
+    assert program.pattern.argv == (b"env", b"-u", b"X")
+    assert program.pattern.candidates == (os.fsencode(shutil.which("env") or ""),)
     assert os.fsencode(f"PWD={tmp_path.resolve()}") in program.env
 
 

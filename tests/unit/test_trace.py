@@ -71,7 +71,7 @@ def test_it_is_kept_and_is_no_content() -> None:
 def variables(tmp_path: Path, **fields: Any) -> dict[bytes, bytes]:
     launcher = Launcher(node="n", work=tmp_path, logs=LogFolder(tmp_path), environ={"TRACEPARENT": "the node's"})
     program = launcher.prepare(AttemptKey(id="a", attempt=1, token=1), parse_task({"command": ["true"], **fields}))
-    return dict(entry.split(b"=", 1) for entry in program.env if entry.startswith(b"TRACE"))
+    return dict(entry.split(b"=", 1) for entry in program.pattern.env if entry.startswith(b"TRACE"))
 
 
 def test_the_job_gets_it(tmp_path: Path) -> None:
