@@ -47,6 +47,8 @@ cdef enum:
     SYNC_HELPERS = 7
     FILES_A_HELPER = 4  # for fewer a thread is not worth while
 
+cdef int64_t QUICK_NS = 50_000  # a thread costs as much
+
 ctypedef thread* ThreadPtr
 
 cdef struct NewFile:
@@ -89,19 +91,37 @@ cdef void files_sync_some(void* argument) noexcept nogil:
         i = syncing.next.fetch_add(1, memory_order_relaxed)
         if i >= syncing.count:
             return
-        if fsync(syncing.files[i].descriptor) != 0:
-            syncing.files[i].error = errno
+        file_sync(&syncing.files[i])
+
+
+cdef inline void file_sync(NewFile* file) noexcept nogil:
+    if fsync(file.descriptor) != 0:
+        file.error = errno
+
+
+cdef size_t files_sync_quick(NewFile* files, size_t count) noexcept nogil:
+    """As long as nothing is waited for, as in memory; how many."""
+    cdef size_t i
+    cdef int64_t end_ns, begin_ns = now(CLOCK_BOOTTIME)
+    for i in range(count):
+        file_sync(&files[i])
+        end_ns = now(CLOCK_BOOTTIME)
+        if end_ns - begin_ns >= QUICK_NS:
+            return i + 1
+        begin_ns = end_ns
+    return count
 
 
 cdef void files_sync(NewFile* files, size_t count) noexcept nogil:
-    """Wait for all that is written, by several threads: each fsync has the disk's own cache flushed, and flushes that
-    are wanted at the same time become one."""
+    """Wait for all that is written, by several threads if it takes time: each fsync has the disk's own cache flushed,
+    and flushes that are wanted at the same time become one."""
     cdef Syncing syncing
     cdef array[ThreadPtr] helpers
-    cdef size_t i, _, wanted = min(<size_t> SYNC_HELPERS, count // FILES_A_HELPER)
+    cdef size_t i, _, done = files_sync_quick(files, count)
+    cdef size_t wanted = min(<size_t> SYNC_HELPERS, (count - done) // FILES_A_HELPER)
     syncing.files = files
     syncing.count = count
-    syncing.next.store(0, memory_order_relaxed)
+    syncing.next.store(done, memory_order_relaxed)
     for _ in range(wanted):
         helpers.push_back(try_thread(files_sync_some, &syncing, b"pysched-fsync"))
     files_sync_some(&syncing)
