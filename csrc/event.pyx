@@ -70,9 +70,13 @@ cdef cppclass Outbox:
 
 # How soon a poll may follow one that took notes.  Waking a poller for each end of a short job costs as much as the
 # kernel's work for a third of that job; notes that are this close together come in one batch.  While attempts wait in
-# the buckets, or for what others hold, no lane needs anything of the poller, so it may take its time.
+# the buckets, or for what others hold, no lane needs anything of the poller, so it may take its time; and more of it
+# while so many wait in the buckets that they will not be gone soon.  To look whether they are is a wake-up each time.
 cdef int64_t GATHER_NS = 1_000_000
 cdef int64_t GATHER_BUSY_NS = 20_000_000
+cdef int64_t GATHER_DEEP_NS = 50_000_000
+cdef int64_t LOOK_DEEP_NS = 10_000_000
+cdef int64_t DEEP = 128
 
 
 cdef enum Polled:
@@ -147,27 +151,41 @@ cdef inline bint has_backlog(const Backlog* backlog) noexcept nogil:
     return queue_has_work(backlog.queue) or backlog.crowd.load(memory_order_relaxed) != 0
 
 
+cdef inline bint is_deep(const Backlog* backlog) noexcept nogil:
+    cdef int64_t waiting = 0
+    cdef int i
+    for i in range(backlog.queue.lanes):
+        waiting += queue_waiting(backlog.queue, i)
+    return waiting >= DEEP
+
+
 cdef bint outbox_gather(
     Outbox* outbox, size_t limit, int64_t deadline_ns, const Backlog* backlog
 ) noexcept nogil:
     """Under the mutex, which is free meanwhile: let notes gather if some were taken just now; False: interrupted.
 
-    Nobody counts as a poller here, so lanes post without a system call.  Whether attempts wait is asked each GATHER_NS,
-    by which the last of a batch, and a wake(), may be late."""
+    Nobody counts as a poller here, so lanes post without a system call.  Whether attempts wait is asked each GATHER_NS
+    (LOOK_DEEP_NS, if many do), by which the last of a batch, and a wake(), may be late."""
     cdef timespec rest
-    cdef int64_t now_ns, until_ns
+    cdef int64_t now_ns, until_ns, look_ns
     cdef int slept = 0
     rest.tv_sec = 0
     while slept == 0:
         if outbox.taken_ns == 0 or outbox.woken or outbox.closed or outbox.notes.size() - outbox.first >= limit:
             return True
-        until_ns = outbox.taken_ns + (GATHER_BUSY_NS if has_backlog(backlog) else GATHER_NS)
+        look_ns = GATHER_NS
+        until_ns = outbox.taken_ns + GATHER_NS
+        if is_deep(backlog):
+            look_ns = LOOK_DEEP_NS
+            until_ns = outbox.taken_ns + GATHER_DEEP_NS
+        elif has_backlog(backlog):
+            until_ns = outbox.taken_ns + GATHER_BUSY_NS
         if 0 <= deadline_ns < until_ns:
             until_ns = deadline_ns
         now_ns = now(CLOCK_BOOTTIME)
         if now_ns >= until_ns:
             return True
-        rest.tv_nsec = min(until_ns - now_ns, GATHER_NS)
+        rest.tv_nsec = min(until_ns - now_ns, look_ns)
         outbox.mutex.unlock()
         slept = ppoll(NULL, 0, &rest, NULL)
         outbox.mutex.lock()

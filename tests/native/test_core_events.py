@@ -103,6 +103,29 @@ def test_poll_keeps_its_timeout_also_right_after_events(start: Start) -> None:
     assert run.core.poll(0) == []
 
 
+@pytest.mark.parametrize(("waiting", "at_least_s", "below_s"), [(0, 0.0, 0.02), (5, 0.02, 0.05), (200, 0.05, 60.0)])
+def test_notes_gather_the_longer_the_more_attempts_wait(
+    start: Start, gate: Gate, waiting: int, at_least_s: float, below_s: float
+) -> None:
+    run = start(lanes=2, workers=1)
+    (first,) = run.submit(run.shell(gate.hold))
+    run.submit(*(run.launch("/bin/true") for _ in range(waiting)))
+    run.started(first)
+
+    def next_but_one_s() -> float:
+        """Two alarms, each taken when it rings: from before the first was taken to the second."""
+        begin = time.monotonic()
+        for token in (1, 2):
+            run.core.arm(0.0, token)
+            assert [event.handle for event in run.core.poll(None)] == [token]
+        return time.monotonic() - begin
+
+    times = [next_but_one_s() for _ in range(20)]
+    assert min(times) >= at_least_s
+    assert min(times) < below_s  # of each that is not, the machine may be the cause
+    gate.open()
+
+
 def test_a_timeout_beyond_all_times_never_comes(start: Start) -> None:
     run = start()
     (handle,) = run.submit(run.launch("/bin/true", timeout_s=1e300, grace_s=1e300))
