@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import threading
 import uuid
 from collections.abc import Callable, Iterator
@@ -19,6 +20,7 @@ from pysched.store.embedded import EmbeddedServer
 from pysched.store.opening import opened
 from pysched.store.store import Store
 
+_THRESHOLDS = (50_000, 20, 20)  # of the garbage collector: that many new objects, and so many rounds of the one before
 _HOME_LOOK_S = 0.5  # whether a node that had the home is gone
 
 
@@ -76,6 +78,7 @@ class Incarnation:
         node = Node(self._settings, self._guard, self._home, store, self._ending, self._id)
         with self._crashes_stop_us():
             node.start()
+            _collect_seldom()
             self._ending.wanted.wait()
             if self._ending.leaving:
                 node.leave()
@@ -98,6 +101,14 @@ class Incarnation:
             yield
         finally:
             threading.excepthook = before
+
+
+def _collect_seldom() -> None:
+    """Next to nothing that a node makes for a task is part of a cycle, and thousands of such objects live at a time: to
+    look for cycles among them as often as the interpreter does by itself is a fifteenth of its time."""
+    gc.collect()
+    gc.freeze()  # what is there by now stays
+    gc.set_threshold(*_THRESHOLDS)
 
 
 @contextmanager
