@@ -21,6 +21,7 @@ include "priority_queue.pyx"  # lanes × classes of buckets
 include "counters.pyx"        # totals by lane
 include "timers.pyx"          # a heap on CLOCK_BOOTTIME, one a lane
 include "launch.pyx"          # Launch: what Python says about an attempt
+include "program.pyx"         # Program: what an attempt is before that
 include "histogram.pyx"       # wait and run times by lane and priority
 include "process.pyx"         # Record: an attempt in the lanes' hands; spawn, signal, reap
 include "output.pyx"          # the cap on what an attempt writes
@@ -51,8 +52,8 @@ include "executor.pyx"        # Executor: Python calls in Python threads, from t
 __all__ = [
     "ALARM", "AttemptRow", "AttemptTable", "CAUSE_CANCEL", "CAUSE_LOG_LIMIT", "CAUSE_MEMORY", "CAUSE_NONE",
     "CAUSE_SHUTDOWN", "CAUSE_TIMEOUT", "Core", "EXITED", "Event", "Executor", "Future", "Histogram", "Launch",
-    "Pattern", "PlainEnds", "ROW_ENDED", "ROW_LOST", "ROW_NEVER_RAN", "ROW_RUNNING", "ROW_STARTING", "ReadyQueue",
-    "SPAWN_FAILED", "STARTED", "WITHDRAWN", "attempt_entries", "is_missing", "moment_of", "read_files", "remove_files",
+    "Pattern", "PlainEnds", "Program", "ROW_ENDED", "ROW_LOST", "ROW_NEVER_RAN", "ROW_RUNNING", "ROW_STARTING",
+    "ReadyQueue", "SPAWN_FAILED", "STARTED", "WITHDRAWN", "is_missing", "moment_of", "read_files", "remove_files",
     "utc_text", "write_files",
 ]
 

@@ -4,9 +4,6 @@ cimport cython
 from libc.stdint cimport int32_t, int64_t, uint8_t, uint64_t
 from libc.string cimport memchr, strncmp
 
-cdef extern from "Python.h":
-    bytes PyUnicode_EncodeFSDefault(object text)
-
 cdef enum:
     RESOURCE_CPU        # thousandths of a processor
     RESOURCE_MEMORY     # bytes
@@ -121,16 +118,6 @@ cdef class Pattern:
 
     def __repr__(self):
         return f"<Pattern {self.argv!r}>"
-
-
-def attempt_entries(str task_id not None, int attempt, bytes node not None, str result not None, str progress not None):
-    return [
-        b"PYSCHED_TASK_ID=" + <bytes> task_id.encode(),
-        b"PYSCHED_ATTEMPT=%d" % attempt,
-        node,
-        b"PYSCHED_RESULT=" + <bytes> PyUnicode_EncodeFSDefault(result),
-        b"PYSCHED_PROGRESS=" + <bytes> PyUnicode_EncodeFSDefault(progress),
-    ]
 
 
 @cython.final

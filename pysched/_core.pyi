@@ -37,8 +37,8 @@ __all__ = [
     "Launch",
     "Pattern",
     "PlainEnds",
+    "Program",
     "ReadyQueue",
-    "attempt_entries",
     "is_missing",
     "moment_of",
     "read_files",
@@ -90,6 +90,48 @@ class Pattern:
     def timeout_s(self) -> float | None: ...
     @property
     def grace_s(self) -> float: ...
+
+@final
+class Program:
+    """An attempt before it has its launch: the pattern of its task, and what is its own.
+
+    Its files are `stem` with each of four `names` behind it: stdout, stderr, result, progress.  `more` are entries of
+    the environment behind those by which it knows itself; `warm`, `reuse`: see `Launch`.
+    """
+
+    def __init__(
+        self,
+        pattern: Pattern,
+        task_id: str,
+        attempt: int,
+        node: str,
+        stem: str,
+        names: tuple[str, str, str, str],
+        more: list[bytes] | None = None,
+        *,
+        warm: bool = False,
+        reuse: int = 0,
+    ) -> None: ...
+    @property
+    def pattern(self) -> Pattern: ...
+    @property
+    def env(self) -> list[bytes]:
+        """b"NAME=value", behind those of the pattern."""
+    @property
+    def stdout(self) -> str: ...
+    @property
+    def stderr(self) -> str: ...
+    @property
+    def result(self) -> str: ...
+    @property
+    def progress(self) -> str: ...
+    @property
+    def mark(self) -> int:
+        """`pysched.model.mark_of` the attempt."""
+    @property
+    def warm(self) -> bool: ...
+    @property
+    def reuse(self) -> int: ...
 
 @final
 class Launch:
@@ -554,9 +596,6 @@ def write_files(folder: str | os.PathLike[str], files: Iterable[tuple[str | byte
     Each is on the disk under `.NAME.tmp` before it gets its name, and the folder is synced once, so a reader or a crash
     sees all of a file or none of it.  No name stands twice.  Raises OSError naming the file, or the folder; then some
     may have been written, and no temporary name is left."""
-
-def attempt_entries(task_id: str, attempt: int, node: bytes, result: str, progress: str) -> list[bytes]:
-    """Entries of the environment by which an attempt knows itself and its files (paths); `node`: that of its node."""
 
 def is_missing(path: str) -> bool:
     """Whether there is nothing at `path`, not even a dangling link; False if that cannot be told.  A third of the price

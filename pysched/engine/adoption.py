@@ -21,13 +21,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from pysched import _core, policy
-from pysched._core import AttemptRow, AttemptTable, Core, Event
+from pysched._core import AttemptRow, AttemptTable, Core, Event, Program
 from pysched.engine import recovery
 from pysched.engine.attempts import Attempts, Held
 from pysched.engine.leftovers import end_leftovers
 from pysched.errors import PyschedError
 from pysched.model import Abandoned, Outcome
-from pysched.program import Program
 from pysched.task import Task
 
 _NS = 1e9

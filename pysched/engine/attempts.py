@@ -7,9 +7,8 @@ import threading
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
-from pysched._core import AttemptRow, Launch
+from pysched._core import AttemptRow, Launch, Program
 from pysched.model import AttemptKey, Claim
-from pysched.program import Program
 from pysched.resources import Demand
 from pysched.task import Task
 

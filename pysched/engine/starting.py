@@ -6,12 +6,11 @@ import threading
 from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
 
-from pysched._core import Core
+from pysched._core import Core, Program
 from pysched.engine.attempts import Attempts, Held
 from pysched.engine.specs import Specs
 from pysched.errors import PyschedError
 from pysched.model import AttemptKey, Claim
-from pysched.program import Program
 from pysched.resources import Demand
 from pysched.task import Task
 

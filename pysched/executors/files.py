@@ -16,6 +16,7 @@ RESULT_BYTES = 64 * 1024
 _OUTPUT = ".out"
 _RESULT = ".result"
 _PROGRESS = ".progress"
+NAMES = (_OUTPUT, ".err", _RESULT, _PROGRESS)
 _encode = json.JSONEncoder(ensure_ascii=True, allow_nan=False).encode  # `json.dumps` makes one each time
 _SHARDS = 256  # folders, so that none grows to a million entries
 
@@ -41,8 +42,12 @@ class LogFolder:
             os.makedirs(shard, mode=0o700, exist_ok=True)
 
     def of(self, task_id: str, attempt: int) -> AttemptFiles:
-        stem = f"{self._shards[zlib.crc32(task_id.encode()) % _SHARDS]}{task_id}.{attempt}"
-        return AttemptFiles(stem + _OUTPUT, stem + ".err", stem + _RESULT, stem + _PROGRESS)
+        stem = self.stem(task_id, attempt)
+        return AttemptFiles(*[stem + name for name in NAMES])
+
+    def stem(self, task_id: str, attempt: int) -> str:
+        """What is common to the paths of an attempt's files; the rest is one of `NAMES`."""
+        return f"{self._shards[zlib.crc32(task_id.encode()) % _SHARDS]}{task_id}.{attempt}"
 
 
 def read_result(path: str) -> tuple[str | None, str | None]:

@@ -13,12 +13,11 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from pysched._core import Pattern, attempt_entries
+from pysched._core import Pattern, Program
 from pysched.errors import NodeError
-from pysched.executors.files import LogFolder
+from pysched.executors.files import NAMES, LogFolder
 from pysched.executors.shell import found, plain_words
-from pysched.model import AttemptKey, TaskType, mark_of
-from pysched.program import Program
+from pysched.model import AttemptKey, TaskType
 from pysched.task import Task
 
 _INHERITED = frozenset(
@@ -63,7 +62,6 @@ class Launcher:
         self, *, node: str, work: Path, logs: LogFolder, environ: Mapping[str, str], warm: bool = False
     ) -> None:
         self._node = node
-        self._node_entry = _node_entry(node)
         self._work = os.fsencode(work)
         self._logs = logs
         self._warm = warm
@@ -76,32 +74,23 @@ class Launcher:
 
         Programs of one `Task` object share what they have in common, so who runs a task often keeps the object.
         """
-        files = self._logs.of(key.id, key.attempt)
         plan = self._plan(task)
-        # Looked for each time: what is found now need not be there for the next attempt.
-        file = found(plan.words[0], plan.path) if plan.words is not None else None
-        entry = self._node_entry if node is None else _node_entry(node)
-        own = attempt_entries(key.id, key.attempt, entry, files.result, files.progress)
+        pattern = plan.cold
+        more: list[bytes] = []
         if plan.takes_params:
             # In the environment: up to 64 KiB, below the kernel's limit of 128 KiB for one string.
-            own.append(b"PYSCHED_PARAMS=" + os.fsencode(params))
-        pattern = plan.cold
+            more.append(b"PYSCHED_PARAMS=" + os.fsencode(params))
+        # Looked for each time: what is found now need not be there for the next attempt.
+        file = found(plan.words[0], plan.path) if plan.words is not None else None
         if file is not None:
             pattern = plan.direct(file)
-            own.append(b"PWD=" + os.path.realpath(pattern.cwd))
-        warm = plan.warm is not None and sum(map(len, own)) + len(own) <= plan.warm_bytes
-        if plan.warm is not None and warm:
-            pattern = plan.warm
+            more.append(b"PWD=" + os.path.realpath(pattern.cwd))
+        stem = self._logs.stem(key.id, key.attempt)
+        program = Program(pattern, key.id, key.attempt, node or self._node, stem, NAMES, more)
+        if plan.warm is None or sum(map(len, program.env)) + len(program.env) > plan.warm_bytes:
+            return program
         return Program(
-            pattern=pattern,
-            env=own,
-            stdout=files.stdout,
-            stderr=files.stderr,
-            result=files.result,
-            progress=files.progress,
-            mark=mark_of(key.id, key.attempt, node or self._node),
-            warm=warm,
-            reuse=plan.reuse if warm else 0,
+            plan.warm, key.id, key.attempt, node or self._node, stem, NAMES, more, warm=True, reuse=plan.reuse
         )
 
     def _plan(self, task: Task) -> _Plan:
@@ -171,10 +160,6 @@ def inherited(environ: Mapping[str, str]) -> dict[str, str]:
     }
     kept.setdefault("PATH", _DEFAULT_PATH)
     return kept
-
-
-def _node_entry(node: str) -> bytes:
-    return b"PYSCHED_NODE=" + node.encode()
 
 
 def _entries(env: Mapping[str, str]) -> list[bytes]:

@@ -12,13 +12,12 @@ from typing import cast
 
 import pytest
 
-from pysched._core import Core, Launch, Pattern
+from pysched._core import Core, Launch, Pattern, Program
 from pysched.engine import dispatcher
 from pysched.engine.attempts import Attempts
 from pysched.engine.dispatcher import Dispatcher
 from pysched.engine.starting import Starter
 from pysched.model import AttemptKey, Claim, Priority
-from pysched.program import Program
 from pysched.resources import NOTHING
 from pysched.task import Task
 
@@ -187,6 +186,6 @@ def _claim(priority: Priority, number: int) -> Claim:
 
 
 _PROGRAM = Program(
-    pattern=Pattern(argv=[b"/bin/true"], candidates=[b"/bin/true"], env=[], cwd=b"/", grace_s=1.0),
-    env=[], stdout="/o", stderr="/e", result="/r", progress="/p", mark=1,
+    Pattern(argv=[b"/bin/true"], candidates=[b"/bin/true"], env=[], cwd=b"/", grace_s=1.0),
+    "t", 1, "n", "/", ("o", "e", "r", "p"),
 )  # fmt: skip

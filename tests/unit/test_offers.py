@@ -12,14 +12,13 @@ from typing import Any, cast
 import pytest
 
 from pysched import offers
-from pysched._core import Core, Launch, Pattern
+from pysched._core import Core, Launch, Pattern, Program
 from pysched.engine import offers as module
 from pysched.engine.attempts import Attempts
 from pysched.engine.offers import Offers
 from pysched.engine.starting import Starter
 from pysched.errors import PyschedError
 from pysched.model import AttemptKey, Claim
-from pysched.program import Program
 from pysched.resources import NOTHING
 from pysched.task import Task
 
@@ -102,8 +101,8 @@ class Rig:
 
 
 PROGRAM = Program(
-    pattern=Pattern(argv=[b"true"], candidates=[b"/bin/true"], env=[], cwd=b"/", grace_s=1.0),
-    env=[], stdout="o", stderr="e", result="r", progress="p", mark=1,
+    Pattern(argv=[b"true"], candidates=[b"/bin/true"], env=[], cwd=b"/", grace_s=1.0),
+    "t", 1, "n", "", ("o", "e", "r", "p"),
 )  # fmt: skip
 
 
