@@ -210,10 +210,10 @@ cdef class Core:
         self.take_notes(&batch, timeout_s, limit)
         return [event_of(&batch[i]) for i in range(batch.size())]
 
-    def poll_ends(self, timeout_s, held, limit=4096):
+    def poll_ends(self, timeout_s, held, texts, limit=4096):
         cdef array[Note] batch
         self.take_notes(&batch, timeout_s, limit)
-        return plain_split(&batch, held)
+        return plain_split(&batch, held, texts)
 
     cdef int take_notes(self, array[Note]* batch, object timeout_s, object limit) except -1:
         cdef size_t most = whole("limit", limit, 1, 2**31 - 1)

@@ -1,7 +1,7 @@
 # Plain ends: those of which there is nothing to say but when, and with which exit code.
 #
-# Nearly all ends are such: the first attempt of a task, exited by itself, with no result, not to be tried again.  They
-# go from the lanes' notes to the arrays of the statement that records them, and to the bytes of their `.done` files,
+# Nearly all ends are such: the first attempt of a task, exited by itself, not to be tried again, with no result or one
+# that came with the end.  They go from the lanes' notes to the arrays of the statement that records them, and to the bytes of their `.done` files,
 # without a Python object each:
 #
 #     notes ─► plain? ─yes─► PlainEnds ─► columns() ─► COMMIT ─► write_done()
@@ -16,6 +16,7 @@ cimport cython
 from libc.errno cimport ENOENT, errno
 from libc.math cimport nearbyint
 from libc.stdint cimport int64_t, uint8_t, uint64_t
+from libc.stdlib cimport free
 from libc.string cimport memcmp, memset
 from libcpp.algorithm cimport sort
 from libcpp.unordered_set cimport unordered_set
@@ -25,9 +26,9 @@ from native cimport AT_FDCWD, AT_SYMLINK_NOFOLLOW, F_OK, array, faccessat
 cdef extern from "Python.h":
     const char* PyUnicode_AsUTF8AndSize(object text, Py_ssize_t* size) except NULL
 
-cdef struct PlainEnd:   # texts belong to the `Held`
-    Note note
-    size_t held         # its place among them
+cdef struct PlainEnd:   # texts belong to the `Held` and to the result
+    Note note           # without its result
+    size_t held         # its place among them, and of its result among those
     Text id
     Text name
     Text kind           # of the task
@@ -35,6 +36,8 @@ cdef struct PlainEnd:   # texts belong to the `Held`
     Text errors
     Text result
     Text progress
+    Text value          # its result as the store has it …
+    Text value_done     # … and as its `.done` file has it; of size 0: none
     uint64_t token
     uint8_t priority
     uint8_t code        # with which it exited
@@ -110,14 +113,19 @@ cdef void put_done(array[char]* out, const PlainEnd* end, Text node) noexcept no
     put_number(out, plain_wait_ms(end))
     put_words(out, b', "run_ms": ')
     put_number(out, plain_run_ms(end))
+    put_words(out, b', "result": ')
+    if end.value_done.size:
+        put_bytes(out, end.value_done.start, end.value_done.size)
+    else:
+        put_words(out, b"null")
     if end.note.left_output:
-        put_words(out, b', "result": null, "stdout": "')
+        put_words(out, b', "stdout": "')
         put_bytes(out, end.output.start, end.output.size)
         put_words(out, b'", "stderr": "')
         put_bytes(out, end.errors.start, end.errors.size)
         put_words(out, b'"}\n')
     else:
-        put_words(out, b', "result": null, "stdout": null, "stderr": null}\n')
+        put_words(out, b', "stdout": null, "stderr": null}\n')
 
 
 cdef size_t put_name(array[char]* out, const char* head, Text id, const char* tail) noexcept nogil:
@@ -169,22 +177,25 @@ cdef bytes bytes_in(array[char]* text):
 @cython.auto_pickle(False)
 cdef class PlainEnds:
     cdef array[PlainEnd] ends
-    cdef list held          # by the place of the end; by id once sorted
+    cdef list held
+    cdef list results       # (what the job left, its text in the store, its bytes in `.done`), or None
     cdef bint sorted
 
     def __cinit__(self):
         self.held = []
+        self.results = []
         self.sorted = True
 
     def __len__(self):
         return self.ends.size()
 
-    cdef bint consider(self, Note* note, object held) except -1:
-        """Whether it is plain but for the files that it may have left."""
+    cdef bint consider(self, Note* note, object held, object texts) except -1:
+        """Whether it is plain but for the files that it may have left; then its result is taken from the note."""
         cdef PlainEnd end
-        cdef object claim, key, task, program, name
-        if (note.kind != KIND_EXITED or note.cause != CAUSED_BY_NOTHING or note.survivors or note.result != NULL
-                or note.status < 0 or note.status & 127 or held is None or not held.plain):
+        cdef object claim, key, task, program, name, left, found
+        cdef tuple result = None
+        if (note.kind != KIND_EXITED or note.cause != CAUSED_BY_NOTHING or note.survivors or held is None
+                or not held.plain or note.status < 0 or note.status & 127):
             return False
         claim, task, program = held.claim, held.task, held.program
         end.code = <uint8_t> (note.status >> 8 & 255)
@@ -212,17 +223,31 @@ cdef class PlainEnds:
         if (end.submitted_us < 0 or end.started_us < 0 or key[1] != 1 or not text_is_plain(end.name)
                 or not text_is_plain(end.output) or not text_is_plain(end.errors)):
             return False
+        memset(&end.value, 0, sizeof(Text))
+        memset(&end.value_done, 0, sizeof(Text))
+        if note.result != NULL:
+            left = note.result[:note.result_size]
+            found = texts(left)
+            if found is None:
+                return False
+            result = (left, *found)
+            end.value = text_in(result[1])
+            end.value_done.start = <const char*> <bytes> result[2]
+            end.value_done.size = <size_t> len(<bytes> result[2])
+            free(note.result)
+            note.result = end.note.result = NULL
         self.ends.push_back(end)
         self.held.append(held)
+        self.results.append(result)
         return True
 
     cdef int keep(self, PlainEnds considered, size_t which) except -1:
         """Take over one of another's."""
         cdef PlainEnd end = considered.ends[which]
-        held = considered.held[end.held]
-        end.held = <size_t> len(self.held)
+        self.held.append(considered.held[end.held])
+        self.results.append(considered.results[end.held])
+        end.held = <size_t> len(self.held) - 1
         self.ends.push_back(end)
-        self.held.append(held)
         return 0
 
     def take_in(self, PlainEnds others not None):
@@ -233,6 +258,7 @@ cdef class PlainEnds:
             end.held += before
             self.ends.push_back(end)
         self.held += others.held
+        self.results += others.results
         self.sorted = False
 
     cdef int in_order(self) except -1:
@@ -243,7 +269,16 @@ cdef class PlainEnds:
 
     def events(self):
         cdef size_t i
-        return [(event_of(&self.ends[i].note), self.held[self.ends[i].held]) for i in range(self.ends.size())]
+        cdef Event event
+        cdef tuple result
+        cdef list found = []
+        for i in range(self.ends.size()):
+            event = event_of(&self.ends[i].note)
+            result = self.results[self.ends[i].held]
+            if result is not None:
+                event.result = result[0]
+            found.append((event, self.held[self.ends[i].held]))
+        return found
 
     def keys(self):
         return [held.claim.key for held in self.held]
@@ -292,7 +327,7 @@ cdef class PlainEnds:
         return bytes_in(&ids)
 
     def columns(self):
-        cdef array[char] ids, tokens, pids, starts, ends, runs_ms, codes, cpu_ms, max_rss_kb, stdouts, stderrs
+        cdef array[char] ids, tokens, pids, starts, ends, runs_ms, codes, cpu_ms, max_rss_kb, stdouts, stderrs, results
         cdef size_t i, count = self.ends.size()
         cdef PlainEnd* end
         self.in_order()
@@ -307,6 +342,7 @@ cdef class PlainEnds:
         array_begin(&max_rss_kb, TYPE_INT8, count)
         array_begin(&stdouts, TYPE_TEXT, count)
         array_begin(&stderrs, TYPE_TEXT, count)
+        array_begin(&results, TYPE_TEXT, count)
         for i in range(count):
             end = &self.ends[i]
             array_put_text(&ids, end.id)
@@ -318,6 +354,10 @@ cdef class PlainEnds:
             array_put_number(&codes, end.code, 4)
             array_put_number(&cpu_ms, end.note.cpu_ns // 1_000_000, 8)
             array_put_number(&max_rss_kb, end.note.max_rss_kb, 8)
+            if end.value.size:
+                array_put_text(&results, end.value)
+            else:
+                array_put_null(&results)
             if end.note.left_output:
                 array_put_text(&stdouts, end.output)
                 array_put_text(&stderrs, end.errors)
@@ -328,7 +368,7 @@ cdef class PlainEnds:
             "ids": bytes_in(&ids), "tokens": bytes_in(&tokens), "pids": bytes_in(&pids), "starts": bytes_in(&starts),
             "ends": bytes_in(&ends), "runs_ms": bytes_in(&runs_ms), "exit_codes": bytes_in(&codes),
             "cpu_ms": bytes_in(&cpu_ms), "max_rss_kb": bytes_in(&max_rss_kb), "stdouts": bytes_in(&stdouts),
-            "stderrs": bytes_in(&stderrs),
+            "stderrs": bytes_in(&stderrs), "results": bytes_in(&results),
         }
 
     def write_done(self, folder, str node not None):
@@ -346,7 +386,7 @@ cdef class PlainEnds:
             raise OSError(error, os.strerror(error), blamed)
 
 
-cdef tuple plain_split(array[Note]* batch, object held):
+cdef tuple plain_split(array[Note]* batch, object held, object texts):
     """(Events of all that is not plain, what is); the notes are spent.  Nobody is told that an attempt runs whose plain
     end is among them."""
     cdef PlainEnds considered = PlainEnds(), plain = considered
@@ -355,7 +395,7 @@ cdef tuple plain_split(array[Note]* batch, object held):
     cdef size_t i, left = 0
     for i in range(batch.size()):
         if batch[0][i].kind == KIND_EXITED:
-            considered.consider(&batch[0][i], held.get(batch[0][i].handle))
+            considered.consider(&batch[0][i], held.get(batch[0][i].handle), texts)
     with nogil:
         left = plain_look(&considered.ends)
     if left:

@@ -454,10 +454,15 @@ class Core:
         """Up to `limit` events in order, waiting at most `timeout_s` (None: for ever) for the first, without the GIL.
         [] after a timeout, wake() or close().  Signal handlers run while it waits in the main thread."""
     def poll_ends(
-        self, timeout_s: float | None, held: Mapping[int, Any], limit: int = 4096
+        self,
+        timeout_s: float | None,
+        held: Mapping[int, Any],
+        texts: Callable[[bytes], tuple[str, bytes] | None],
+        limit: int = 4096,
     ) -> tuple[list[Event], PlainEnds]:
         """The same, but plain ends of attempts that are `held` (`pysched.engine.attempts.Held`, by handle) come apart;
-        of those no event says any more that they started."""
+        of those no event says any more that they started.  `texts`: of a result its JSON for the store and for its
+        `.done` file; None: that end is not plain."""
     def wake(self) -> None:
         """Make a waiting poll(), or else the next one, return at once."""
     def meet_zygote(self, sockets: Sequence[int]) -> None:
@@ -494,8 +499,9 @@ class Core:
 
 @final
 class PlainEnds:
-    """Ends of first attempts that exited by themselves, left no result, and are not tried again (`csrc/plain.pyx`): of
-    each there is nothing to say but its exit code, its times and what it used.  One thread at a time."""
+    """Ends of first attempts that exited by themselves, left no file, and are not tried again (`csrc/plain.pyx`): of
+    each there is nothing to say but its exit code, its times, what it used, and a result that came with it.  One thread
+    at a time."""
 
     def take_in(self, others: PlainEnds) -> None: ...
     def events(self) -> list[tuple[Event, Any]]:
@@ -513,7 +519,7 @@ class PlainEnds:
         """text[] in PostgreSQL's binary form, of the tasks that failed, or succeeded."""
     def columns(self) -> dict[str, bytes]:
         """Arrays in PostgreSQL's binary form, ordered by id: ids, tokens, pids, starts, ends, runs_ms, exit_codes,
-        cpu_ms, max_rss_kb, stdouts, stderrs."""
+        cpu_ms, max_rss_kb, stdouts, stderrs, results."""
     def write_done(self, folder: str | os.PathLike[str], node: str) -> None:
         """Their `.done` files, as `write_files`; `node`: the incarnation that ran them."""
     def __len__(self) -> int: ...

@@ -52,7 +52,7 @@ from pysched.engine.starting import Starter
 from pysched.engine.sweeper import Sweeper
 from pysched.engine.upkeep import Upkeep
 from pysched.errors import NodeError, NodeSuperseded, PyschedError, StoreError
-from pysched.executors.files import LogFolder, check_result, read_result, remove_log, remove_result
+from pysched.executors.files import LogFolder, check_result, read_result, remove_log, remove_result, result_texts
 from pysched.executors.launch import Launcher, inherited
 from pysched.executors.zygote import Zygote
 from pysched.guard import Link
@@ -230,6 +230,7 @@ class Node:
             due=self._dispatcher.due,
             read_result=read_result,
             check_result=check_result,
+            result_texts=result_texts,
         )
         self._adopter = Adopter(
             self._core,

@@ -28,12 +28,14 @@ _CAUSES = {
 
 ReadResult = Callable[[str], "tuple[str | None, str | None]"]  # (JSON text or None, what is wrong with it or None)
 CheckResult = Callable[[bytes], "tuple[str | None, str | None]"]
+ResultTexts = Callable[[bytes], "tuple[str, bytes] | None"]
 
 
 class Reaper:
     """`record(started, outcomes, plain)` takes over a batch; `room` and `due` tell the dispatcher.
 
-    `read_result` looks for what a job left in a file, `check_result` at what came without one.
+    `read_result` looks for what a job left in a file, `check_result` at what came without one; `result_texts` gives of
+    that, if it is good, its JSON for the store and for the `.done` file.
     """
 
     def __init__(
@@ -46,6 +48,7 @@ class Reaper:
         due: Callable[[], None],
         read_result: ReadResult,
         check_result: CheckResult,
+        result_texts: ResultTexts,
     ) -> None:
         self._core = core
         self._attempts = attempts
@@ -54,6 +57,7 @@ class Reaper:
         self._due = due
         self._read_result = read_result
         self._check_result = check_result
+        self._result_texts = result_texts
         self._stopping = False
         self._thread = threading.Thread(target=self._run, name="reaper", daemon=True)
         self._log = structlog.get_logger("reaper")
@@ -77,7 +81,7 @@ class Reaper:
             self.take(events, plain)
 
     def _poll(self, timeout_s: float | None) -> tuple[list[Event], PlainEnds]:
-        return self._core.poll_ends(timeout_s, self._attempts.held)
+        return self._core.poll_ends(timeout_s, self._attempts.held, self._result_texts)
 
     def take(self, events: Sequence[Event], plain: PlainEnds) -> None:
         """Pass on what happened; from elsewhere than the core only before `start`."""

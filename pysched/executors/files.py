@@ -17,7 +17,9 @@ _OUTPUT = ".out"
 _RESULT = ".result"
 _PROGRESS = ".progress"
 NAMES = (_OUTPUT, ".err", _RESULT, _PROGRESS)
-_encode = json.JSONEncoder(ensure_ascii=True, allow_nan=False).encode  # `json.dumps` makes one each time
+# As the store and `.done` files have it; `json.dumps` makes an encoder each time.
+_encode = json.JSONEncoder(ensure_ascii=True, allow_nan=False, separators=(",", ":")).encode
+_encode_unescaped = json.JSONEncoder(ensure_ascii=False, allow_nan=False).encode
 _SHARDS = 256  # folders, so that none grows to a million entries
 
 
@@ -84,15 +86,34 @@ def read_result(path: str) -> tuple[str | None, str | None]:
 
 def check_result(data: bytes) -> tuple[str | None, str | None]:
     """(JSON text, None) of what a job left as its result, or (None, why it cannot be used)."""
-    if len(data) > RESULT_BYTES:
-        return None, f"the result is longer than {RESULT_BYTES} bytes"
     try:
-        text = _encode(json.loads(data))
+        return _read(data)[1], None
+    except ValueError as error:
+        return None, str(error)
+
+
+def result_texts(data: bytes) -> tuple[str, bytes] | None:
+    """A result's JSON for the store and for its `.done` file; None: `check_result` says what is wrong, or it has no
+    UTF-8."""
+    try:
+        value, text = _read(data)
+        return text, _encode_unescaped(value).encode()
+    except ValueError:  # also half of a pair
+        return None
+
+
+def _read(data: bytes) -> tuple[object, str]:
+    """Value and JSON text; a `ValueError` says what is wrong."""
+    if len(data) > RESULT_BYTES:
+        raise ValueError(f"the result is longer than {RESULT_BYTES} bytes")
+    try:
+        value = json.loads(data)
+        text = _encode(value)
     except (ValueError, RecursionError):
-        return None, "the result is no JSON"
+        raise ValueError("the result is no JSON") from None
     if "\\u0000" in text:
-        return None, "the result contains a NUL character"
-    return text, None
+        raise ValueError("the result contains a NUL character")
+    return value, text
 
 
 def remove_log(path: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import random
 import threading
 import time
@@ -15,12 +16,13 @@ from typing import Any
 import psycopg
 import pytest
 
-from pysched._core import EXITED, Core, Event, PlainEnds
+from pysched._core import EXITED, AttemptTable, Core, Event, PlainEnds
 from pysched.engine.attempts import Attempts, Held
 from pysched.engine.reaper import Reaper
 from pysched.errors import DatabaseUnreachable
-from pysched.executors.files import LogFolder, check_result, read_result
-from pysched.executors.launch import Launcher
+from pysched.executors.files import LogFolder, check_result, read_result, result_texts
+from pysched.executors.launch import Launcher, inherited
+from pysched.executors.zygote import Zygote
 from pysched.model import Claim, NodeInfo, Priority, TaskType
 from pysched.recorder.done import CompletedFolder
 from pysched.recorder.recorder import Deliverer, Recorder
@@ -41,20 +43,33 @@ TABLES: Mapping[str, str] = {
 }
 
 
+def _table(folder: Path) -> AttemptTable:
+    path, guard = str(folder / "attempts.table"), b"a guard of tests"
+    AttemptTable.begin(path, guard)
+    return AttemptTable(path, guard, rows=1_000)
+
+
 class Here:
     """A core, and what an attempt goes through on its way to it and from it."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, *, warm: bool = False) -> None:
         logs = LogFolder(folder / "logs")
         logs.prepare()
-        self.core = Core(lanes=2, workers=8)
+        table = _table(folder) if warm else None
+        self.core = Core(lanes=2, workers=8, table=table)
         self.attempts = Attempts()
         self.node = uuid.uuid4()
         self.reaper = Reaper(
             self.core, self.attempts, record=lambda started, outcomes, plain: None, room=lambda: None, due=lambda: None,
-            read_result=read_result, check_result=check_result,
+            read_result=read_result, check_result=check_result, result_texts=result_texts,
         )  # fmt: skip
-        self._launcher = Launcher(node=str(self.node), work=folder, logs=logs, environ={})
+        self._launcher = Launcher(node=str(self.node), work=folder, logs=logs, environ={}, warm=warm)
+        self._zygote = Zygote(
+            lanes=2, preload=[], environ=inherited(os.environ), table=str(folder / "attempts.table"),
+            meet=self.core.meet_zygote, awaited_s=self.core.awaits_zygote_s,
+        ) if warm else None  # fmt: skip
+        if self._zygote is not None:
+            self._zygote.start()
 
     def run(self, claims: Sequence[Claim]) -> tuple[list[Event], PlainEnds]:
         """Run them as first attempts of this node, to the end of the last: all events, and the plain ends."""
@@ -69,17 +84,30 @@ class Here:
         deadline = time.monotonic() + DEADLINE_S
         while len(plain) + sum(event.kind == EXITED for event in events) < len(claims):
             assert time.monotonic() < deadline, "attempts do not end"
-            more, ends = self.core.poll_ends(1.0, self.attempts.held)
+            more, ends = self.core.poll_ends(1.0, self.attempts.held, result_texts)
             events += more
             plain.take_in(ends)
         return events, plain
+
+    def close(self) -> None:
+        if self._zygote is not None:
+            self._zygote.stop()
+        self.core.close()
 
 
 @pytest.fixture
 def here(tmp_path: Path) -> Iterator[Here]:
     found = Here(tmp_path)
     yield found
-    found.core.close()
+    found.close()
+
+
+@pytest.fixture
+def warm(tmp_path: Path) -> Iterator[Here]:
+    """With a zygote, so that calls are reused."""
+    found = Here(tmp_path, warm=True)
+    yield found
+    found.close()
 
 
 def _run_one(here: Here, store: Store, of: Task) -> tuple[list[Event], PlainEnds]:
@@ -174,7 +202,51 @@ def _rows(url: str) -> dict[str, list[Any]]:
 @pytest.mark.parametrize("seed", range(3))
 def test_both_ways_come_to_the_same(seed: int, here: Here, new_database: NewDatabase, tmp_path: Path) -> None:
     draw = random.Random(seed)
-    tasks = _batch(draw)
+    _assert_the_same(_batch(draw), draw, here, new_database, tmp_path)
+
+
+VALUES: Sequence[object] = (
+    None, True, 0, -1.5, 1e300, "", "words", 'a "quoted" \\ one', "ñ\u2028😀", [], {},
+    {"b": [1, {"c": None}], "a": "é"}, "x" * 900,
+)  # fmt: skip
+
+
+def test_results_that_come_with_the_end_go_the_short_way(warm: Here, new_database: NewDatabase, tmp_path: Path) -> None:
+    (tmp_path / "calls.py").write_text(
+        "def same(value):\n    return value\ndef fails(text):\n    raise LookupError(text)\n"
+    )
+    calls = [*(("calls:same", {"value": value}) for value in VALUES), ("calls:fails", {"text": "ñ"})]
+    tasks = [
+        task(
+            f"c{number}", type=TaskType.ML, entrypoint=entrypoint, params=params, reuse=True, cwd=str(tmp_path),
+            max_retries=0,
+        )
+        for number, (entrypoint, params) in enumerate(calls)
+    ]  # fmt: skip
+    _assert_the_same(tasks, random.Random(1), warm, new_database, tmp_path)
+
+
+def test_a_result_that_is_refused_does_not(warm: Here, store: Store, tmp_path: Path) -> None:
+    (tmp_path / "calls.py").write_text('def says():\n    return "a\\0b"\n')
+    of = task("t", type=TaskType.ML, entrypoint="calls:says", reuse=True, cwd=str(tmp_path), max_retries=0)
+    events, plain = _run_one(warm, store, of)
+    assert not plain
+    assert [event.kind for event in events][-1] == EXITED
+
+
+def test_the_texts_of_a_result() -> None:
+    assert result_texts(b'{"a":[1,"\xc3\xb1\\n"]}') == (
+        '{"a":[1,"\\u00f1\\n"]}',
+        b'{"a": [1, "\xc3\xb1\\n"]}',
+    )
+    for data in (b"", b"{", b"NaN", b"1e999", b'"\\u0000"', b'"\\ud800"', b"1" * 70_000):
+        assert result_texts(data) is None
+
+
+def _assert_the_same(
+    tasks: Sequence[Task], draw: random.Random, here: Here, new_database: NewDatabase, tmp_path: Path
+) -> None:
+    count = sum(not each.after for each in tasks)
     now = datetime.now(timezone.utc)
     # Also after the start, as by another clock.
     times = [now + timedelta(microseconds=draw.randrange(-(10 ** draw.randrange(1, 15)), 10**8)) for _ in tasks]
@@ -186,7 +258,7 @@ def test_both_ways_come_to_the_same(seed: int, here: Here, new_database: NewData
         claims = _prepare(url, store, tasks, times, info)
         assert [claim.key for claim in _prepare(other_url, other, tasks, times, info)] == [c.key for c in claims]
         _, plain = here.run(claims)
-        assert len(plain) == len(claims) == 120
+        assert len(plain) == len(claims) == count
 
         number = store.finish_plain(plain, node=here.node, home=home)
         assert number is not None

@@ -1,7 +1,7 @@
 -- name: finish
--- What `finish` of finish.sql does for ends of first attempts that exited by themselves, are not tried again and left no
--- result: all of them, or, if one is not this node's any more or began otherwise than it says, nothing, and NULL.  Hence
--- what is known of them needs no way back, and the arrays of the outbox are those of the caller.
+-- What `finish` of finish.sql does for ends of first attempts that exited by themselves and are not tried again: all of
+-- them, or, if one is not this node's any more or began otherwise than it says, nothing, and NULL.  Hence what is known of
+-- them needs no way back, and the arrays of the outbox are those of the caller.
 WITH ended AS MATERIALIZED (
     SELECT *,
         CASE WHEN exit_code = 0 THEN 'succeeded' ELSE 'failed' END AS state,
@@ -9,8 +9,8 @@ WITH ended AS MATERIALIZED (
     FROM unnest(
         %(ids)s::text[], %(tokens)s::bigint[], %(pids)s::integer[], %(starts)s::timestamptz[], %(ends)s::timestamptz[],
         %(runs_ms)s::bigint[], %(exit_codes)s::integer[], %(cpu_ms)s::bigint[], %(max_rss_kb)s::bigint[],
-        %(stdouts)s::text[], %(stderrs)s::text[]
-    ) AS u (id, token, pid, started_at, finished_at, run_ms, exit_code, cpu_ms, max_rss_kb, stdout, stderr)
+        %(stdouts)s::text[], %(stderrs)s::text[], %(results)s::text[]
+    ) AS u (id, token, pid, started_at, finished_at, run_ms, exit_code, cpu_ms, max_rss_kb, stdout, stderr, result)
 ), changed AS (
     UPDATE pysched.tasks AS t SET
         state = e.state,
@@ -31,7 +31,7 @@ WITH ended AS MATERIALIZED (
         run_ms = e.run_ms,
         stdout = e.stdout,
         stderr = e.stderr,
-        result = NULL
+        result = e.result
     FROM ended AS e
     WHERE t.id = e.id AND t.attempts = 1 AND t.token = e.token AND t.holder = %(node)s::uuid
       AND coalesce(t.started_at, e.started_at) = e.started_at
