@@ -213,7 +213,7 @@ def test_the_end_of_the_leader_does_not_cut_the_grace_of_the_others(start: Start
 def test_after_the_grace_the_others_are_killed_though_the_leader_has_ended(start: Start, token: str) -> None:
     run = start()
     (handle,) = run.submit(run.shell(f"sh -c {quoted(hostile(HOSTILE['deaf'], token))} & sleep 1000; exit 1"))
-    wait_until(lambda: len(carriers(token)) >= 2, "the child")
+    wait_until(lambda: len(sleepers(token)) >= 1, "the child to be deaf")
     cancel(run, handle, grace_s=0.2)
     assert run.end(handle).status == signal.SIGTERM
     assert carriers(token) == set()
@@ -223,7 +223,7 @@ def test_a_second_cancel_ends_the_grace(start: Start, token: str) -> None:
     run = start()
     (handle,) = run.submit(run.shell(f"sh -c {quoted(hostile(HOSTILE['deaf'], token))} & sleep 1000; exit 1"))
     pid = run.started(handle).pid
-    wait_until(lambda: len(carriers(token)) >= 2, "the child")
+    wait_until(lambda: len(sleepers(token)) >= 1, "the child to be deaf")
     assert run.core.kill(handle, 3600, CAUSE_CANCEL)
     wait_until(lambda: process_state(pid) == "Z", "the leader to end")
     cancel(run, handle)
