@@ -1,6 +1,6 @@
 """The core doing what `baseline/spawn_loop.c` does: one program COUNT times, WORKERS at once, in memory.
 
-    python benchmarks/core_loop.py [--lanes N] [--resident-mib N] [--table] WORKERS COUNT FOLDER PROGRAM
+    python benchmarks/core_loop.py [--lanes N] [--resident-mib N] [--table] [--leaves] WORKERS COUNT FOLDER PROGRAM
 
 Launches are made before the clock starts, as argv and environment of the loop in C are.  Prints the seconds, and the
 processor's seconds of all processes; exit 0 only if every child's was.
@@ -13,7 +13,10 @@ import os
 import resource
 import sys
 import time
+from contextlib import nullcontext
+from pathlib import Path
 
+from pysched import delegation
 from pysched._core import EXITED, STARTED, AttemptTable, Core, Launch
 
 
@@ -26,7 +29,13 @@ def main() -> int:
     parser.add_argument("count", type=int)
     parser.add_argument("folder")
     parser.add_argument("program")
+    parser.add_argument("--leaves", action="store_true", help="each child in a control group, as a node does")
     options = parser.parse_args()
+    with delegation.folder(f"bench-{os.getpid()}") if options.leaves else nullcontext() as cgroup:
+        return _run(options, cgroup)
+
+
+def _run(options: argparse.Namespace, cgroup: Path | None) -> int:
     resident = bytearray(options.resident_mib << 20)
     resident[::4096] = b"\1" * len(resident[::4096])
     program = os.fsencode(options.program)
@@ -47,7 +56,7 @@ def main() -> int:
         for number in range(options.count)
     ]
     table = _table(options.folder, 2 * options.workers + 8192) if options.table else None
-    core = Core(lanes=options.lanes, workers=options.workers, table=table)
+    core = Core(lanes=options.lanes, workers=options.workers, table=table, cgroup=cgroup)
     cpu_s, start = _cpu_seconds(), time.perf_counter()
     core.submit(launches)
     ended, failed = 0, 0

@@ -6,8 +6,11 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import pytest
+
 from benchmarks.baseline import Baseline
 from benchmarks.race import Race, program
+from pysched import delegation
 
 CORE_LOOP = (sys.executable, str(Path(__file__).with_name("core_loop.py")))
 WORKERS = 8
@@ -59,6 +62,24 @@ def test_the_table_of_attempts_costs_next_to_nothing(say: Callable[[str], None])
     )
     say(race.table("with table", COUNT))
     assert race.speed("with table", "without").median >= 0.97
+
+
+@pytest.mark.parametrize("what", ["/bin/true", "noop"])
+def test_a_control_group_for_each_child_costs_little(baseline: Baseline, say: Callable[[str], None], what: str) -> None:
+    try:
+        delegation.check()
+    except delegation.NotDelegated as error:
+        pytest.skip(str(error))
+    child = baseline.noop if what == "noop" else what
+    race = Race(
+        {
+            "with leaves": program(*CORE_LOOP, "--leaves", WORKERS, NOOPS, "{folder}", child),
+            "without": program(*CORE_LOOP, WORKERS, NOOPS, "{folder}", child),
+        },
+        rounds=ROUNDS,
+    )
+    say(race.table("with leaves", NOOPS))
+    assert race.thrift("with leaves", "without").median >= 0.93
 
 
 def test_a_large_parent_spawns_as_fast_as_a_small_one(say: Callable[[str], None]) -> None:

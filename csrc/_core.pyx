@@ -24,6 +24,7 @@ include "launch.pyx"          # Launch: what Python says about an attempt
 include "program.pyx"         # Program: what an attempt is before that
 include "histogram.pyx"       # wait and run times by lane and priority
 include "process.pyx"         # Record: an attempt in the lanes' hands; spawn, signal, reap
+include "leaf.pyx"            # the control groups that attempts are born in
 include "output.pyx"          # the cap on what an attempt writes
 include "event.pyx"           # Event, and the outbox it comes from
 include "tree.pyx"            # the processes of an attempt, and what they are known by
@@ -33,6 +34,8 @@ include "processors.pyx"      # affinity: which processors are whose
 include "parked.pyx"          # who waits for what others hold
 include "admission.pyx"       # processors, memory and GPUs: who may start, who waits
 include "killer.pyx"          # the thread that ends trees
+include "leaf_killer.pyx"     # those that the kernel ends for it
+include "killer_wait.pyx"     # when it looks, and what it waits for
 include "zygote.pyx"          # warm starts: jobs that a zygote forks
 include "memory.pyx"          # the thread that looks at what attempts with a limit use
 include "worker.pyx"          # processes that make one call after the other
@@ -70,7 +73,7 @@ cdef class Core:
 
     def __cinit__(
         self, *, lanes, workers, ageing_s=0.0, subreaper=False, log_limit=0, log_limit_ends=False,
-        AttemptTable table=None, guard_bell=None, cpus=None, memory=None, gpus=(), affinity=False,
+        AttemptTable table=None, guard_bell=None, cpus=None, memory=None, gpus=(), affinity=False, cgroup=None,
     ):
         cdef int64_t ageing_ns = to_ns("ageing_s", ageing_s)
         cdef Admission* admission
@@ -92,6 +95,8 @@ cdef class Core:
         self.table = table
         self.engine.table = table.table if table is not None else NULL
         crew_open(&self.crew, subreaper)
+        if cgroup is not None and self.engine.signals.by_kernel:
+            leaves_open(&self.engine.leaves, cgroup, self.engine.open_files.rlim_max)
         if guard_bell is not None:
             if not lane_heed_guard(self.crew.lanes[0], whole("guard_bell", guard_bell, 0, 2**31 - 1)):
                 raise OSError(errno, "the guard cannot be watched")

@@ -70,7 +70,7 @@ cdef int crew_make(Crew* crew, int lanes, int workers, int64_t ageing_ns, Admiss
     engine.workers.store(workers)
     engine.lanes = lanes
     queue_init(&engine.queue, lanes, ageing_ns)
-    engine.outbox.bell = -1
+    engine.outbox.bell = engine.leaves.folder = -1
     engine.mail = <Mailbox**> checked_realloc(NULL, lanes * sizeof(Mailbox*))
     engine.counters = <counter_array**> checked_realloc(NULL, (lanes + 1) * sizeof(counter_array*))
     engine.latencies = <Latencies**> checked_realloc(NULL, lanes * sizeof(Latencies*))
@@ -182,6 +182,8 @@ cdef void crew_free(Crew* crew) noexcept:
         if record.state.load() >= RECORD_TAKEN:  # the others have a ticket
             if record.pidfd >= 0:
                 close(record.pidfd)
+            if record.leaf != NULL:
+                leaf_free(record.leaf)
             record_free(record)
         preincrement(entry)
     while queue_pop(&engine.queue, 0, &ticket):
@@ -189,6 +191,7 @@ cdef void crew_free(Crew* crew) noexcept:
     engine_withdraw_parked(engine, &parked)
     for i in range(<int> parked.size()):
         record_free(parked[i])
+    leaves_free(&engine.leaves)
     del engine.admission
     for i in range(engine.lanes):
         if engine.mail[i].bell >= 0:

@@ -73,6 +73,7 @@ cdef cppclass Engine:
     MarkPlace mark_place
     OutputLimit output_limit
     uint64_t salt                   # of the marks of launches that bring none
+    Leaves leaves
     Killer* killer
     Table* table                    # of attempts; NULL: none
     Admission* admission

@@ -44,6 +44,7 @@ cdef struct Note:       # the native form of an Event, same fields
     int64_t cpu_ns
     int64_t max_rss_kb
     int survivors
+    int64_t kill_ns
     bint left_output
     bint left_result
     uint16_t result_size
@@ -279,6 +280,7 @@ cdef class Event:
     cdef readonly int64_t cpu_ns
     cdef readonly int64_t max_rss_kb
     cdef readonly int survivors
+    cdef readonly int64_t kill_ns
     cdef readonly bint left_output
     cdef readonly bint left_result
     cdef readonly bytes result
@@ -286,8 +288,8 @@ cdef class Event:
     def __init__(
         self, int kind, uint64_t handle, *, int lane=0, int pid=0, int status=0, int cause=0, int errno=0,
         str step=None, int64_t queued_ns=0, int64_t started_ns=0, int64_t ended_ns=0, int64_t wait_ns=0,
-        int64_t run_ns=0, int64_t cpu_ns=0, int64_t max_rss_kb=0, int survivors=0, bint left_output=True,
-        bint left_result=True, bytes result=None,
+        int64_t run_ns=0, int64_t cpu_ns=0, int64_t max_rss_kb=0, int survivors=0, int64_t kill_ns=0,
+        bint left_output=True, bint left_result=True, bytes result=None,
     ):
         self.kind = kind
         self.handle = handle
@@ -305,6 +307,7 @@ cdef class Event:
         self.cpu_ns = cpu_ns
         self.max_rss_kb = max_rss_kb
         self.survivors = survivors
+        self.kill_ns = kill_ns
         self.left_output = left_output
         self.left_result = left_result
         self.result = result
@@ -347,6 +350,7 @@ cdef Event event_of(Note* note):
     event.cpu_ns = note.cpu_ns
     event.max_rss_kb = note.max_rss_kb
     event.survivors = note.survivors
+    event.kill_ns = note.kill_ns
     event.left_output = note.left_output
     event.left_result = note.left_result
     event.result = note.result[:note.result_size] if note.result != NULL else None

@@ -11,6 +11,9 @@
 # A signal goes to a pidfd, and only if the process was recognised once more after the pidfd had been opened and is
 # still there after that: then what was recognised is what the pidfd holds, whoever had the number before.
 #
+# Trees that have a control group of their own are killed by the kernel, and looked for only after that
+# (leaf_killer.pyx).
+#
 # In a process that is a subreaper it also collects the orphans that attempts leave.
 
 from cython.operator cimport dereference
@@ -32,13 +35,10 @@ from native cimport (
     EFD_CLOEXEC,
     EFD_NONBLOCK,
     O_CLOEXEC,
-    POLLIN,
     array,
     closedir,
     dirent,
     eventfd,
-    eventfd_read,
-    eventfd_t,
     eventfd_write,
     opendir,
     padded_mutex,
@@ -46,11 +46,9 @@ from native cimport (
     pidfd_open,
     pidfd_send_signal,
     pollfd,
-    ppoll,
     readdir,
     rewinddir,
     thread,
-    timespec,
 )
 
 cdef enum:
@@ -94,7 +92,16 @@ cdef cppclass Killer:
     size_t oldest_hint          # once there are HINTS
     array[pid_t] children
     array[char] environment
-    int64_t look_ns             # how long the last scan took, without its signals
+    array[TreePtr] line         # trees that wait for the KILL of their leaf, from `line_first` on
+    size_t line_first
+    array[Dying] dying
+    int64_t leaf_pause_ns       # until the next look at those
+    array[pollfd] watched
+    bint urgent                 # somebody asked for what takes a scan, or those whose end was waited for have ended
+    bint stirred                # a leaf is empty, and what may have left it was not looked for
+    int64_t look_due_ns         # the next scan; CLOCK_BOOTTIME
+    int64_t looked_ns           # the end of the last one
+    int64_t look_ns             # how long it took, without its signals
     int64_t pause_ns
     int64_t orphans_ns          # the next look
 
@@ -131,10 +138,13 @@ cdef void killer_main(void* argument) noexcept nogil:
     setpriority(PRIO_PROCESS, 0, -20)  # this thread; refused to users.  What it has to end may keep every CPU busy
     while killer.engine.stopping.load(memory_order_acquire) == 0:
         killer_take_requests(killer)
-        if killer_has_to_look(killer):
+        killer_end_leaves(killer)
+        if killer_is_due(killer):
             killer_scan(killer)
             killer_settle(killer)
-        if killer.subreaper and now(CLOCK_BOOTTIME) >= killer.orphans_ns:
+            killer.look_due_ns = killer_next_look_ns(killer)
+            killer.urgent = killer.stirred = False
+        if killer.subreaper and now(CLOCK_BOOTTIME) >= killer.orphans_ns and not killer_floods(killer):
             killer_look_after_orphans(killer)
             killer.orphans_ns = now(CLOCK_BOOTTIME) + ORPHANS_NS
         killer_wait(killer)
@@ -159,13 +169,17 @@ cdef void killer_take_requests(Killer* killer) noexcept nogil:
                 tree.killed_ns = now(CLOCK_BOOTTIME)
             tree.phase = requests[i].phase
             tree.fresh = True
+        if tree.phase == TREE_KILL and tree.record.leaf != NULL:
+            killer_queue(killer, tree)
+        else:
+            killer.urgent = True
         killer.pause_ns = SCAN_FIRST_NS
 
 
 cdef bint killer_has_to_look(Killer* killer) noexcept nogil:
     cdef size_t i
     for i in range(killer.trees.size()):
-        if killer.trees[i].fresh or killer.trees[i].phase >= TREE_WATCH:
+        if not killer.trees[i].by_leaf and (killer.trees[i].fresh or killer.trees[i].phase >= TREE_WATCH):
             return True
     return False
 
@@ -187,30 +201,38 @@ cdef Tree* killer_adopt(Killer* killer, const Request* request) noexcept nogil:
 
 cdef void killer_scan(Killer* killer) noexcept nogil:
     """Count every process of every tree, and signal what its phase wants signalled."""
-    cdef int64_t begun_ns = now(CLOCK_BOOTTIME)
+    cdef int64_t begun_ns
     cdef Tree* tree
     cdef size_t i
     killer.session = getsid(0)
     killer.members.clear()
     killer_drop_hints(killer)
     for i in range(killer.trees.size()):
+        if killer.trees[i].by_leaf:
+            continue
         killer.trees[i].alive = 0
         killer.trees[i].leader_ended = pidfd_ended(killer.trees[i].record.pidfd)  # it forks no more from here on
         killer_review_strays(killer, killer.trees[i])
     if killer.subreaper:
-        killer_look_after_orphans(killer)  # before all others are listed: the fewer zombies are among them
+        if killer_looks_beyond_leaves(killer):
+            killer_look_after_orphans(killer)  # before all others are listed: the fewer zombies are among them
+        else:
+            killer.orphans_ns = killer.looked_ns  # after this
+    begun_ns = now(CLOCK_BOOTTIME)
     killer_list_members(killer)
+    killer_ask_leaves(killer)
     killer_follow_descent(killer)
     killer.look_ns = now(CLOCK_BOOTTIME) - begun_ns
     # Only now, when every member is known, may ancestors die.
     for i in range(killer.trees.size()):
         tree = killer.trees[i]
-        if tree.fresh or tree.phase == TREE_KILL:
+        if not tree.by_leaf and (tree.fresh or tree.phase == TREE_KILL):
             killer_signal_group(tree)
     for i in range(killer.members.size()):
         killer_signal(killer, &killer.members[i])
     for i in range(killer.trees.size()):
         killer.trees[i].fresh = False
+    killer.looked_ns = now(CLOCK_BOOTTIME)
 
 
 cdef void killer_list_members(Killer* killer) noexcept nogil:
@@ -271,7 +293,7 @@ cdef void killer_meet(Killer* killer, pid_t pid, bint looking) noexcept nogil:
     if member.tree == NULL:
         if looking:
             killer_note_stranger(killer, pid)
-    elif pid != member.tree.record.pid:
+    elif pid != member.tree.record.pid and not member.tree.by_leaf:
         if member.tree.fresh:
             killer.members.push_back(member)
         else:
@@ -322,6 +344,7 @@ cdef void killer_signal(Killer* killer, const Member* member) noexcept nogil:
         return
     if killer_recognises(killer, member) and not pidfd_ended(pidfd):
         tree.alive += 1
+        tree.gone_ns = 0
         if tree.phase == TREE_KILL:
             pidfd_send_signal(pidfd, SIGKILL)
         elif tree.phase == TREE_TERM and tree.fresh and getpgid(member.pid) != tree.record.pid:
@@ -358,6 +381,12 @@ cdef int killer_open(Killer* killer, pid_t pid) noexcept nogil:
 
 # ---- what follows from a look ----------------------------------------------------------------------------------------
 
+cdef bint tree_seems_gone(const Killer* killer, const Tree* tree) noexcept nogil:
+    if not tree.leader_ended or tree.alive or not killer.sure:
+        return False
+    return tree.record.leaf == NULL or not leaf_has_members(&killer.engine.leaves, tree.record.leaf)
+
+
 cdef void killer_settle(Killer* killer) noexcept nogil:
     """Tell of trees that are gone, and of those that survive.
 
@@ -367,8 +396,8 @@ cdef void killer_settle(Killer* killer) noexcept nogil:
     cdef uint32_t enough = 1 if killer.loadavg >= 0 else 2
     for i in range(killer.trees.size()):
         tree = killer.trees[i]
-        if tree.phase >= TREE_WATCH:
-            tree.empty_looks = tree.empty_looks + 1 if tree.leader_ended and tree.alive == 0 and killer.sure else 0
+        if tree.phase >= TREE_WATCH and not tree.by_leaf:
+            tree.empty_looks = tree.empty_looks + 1 if tree_seems_gone(killer, tree) else 0
             if tree.empty_looks == enough:
                 killer_dismiss(killer, tree)
                 continue
@@ -390,6 +419,8 @@ cdef void killer_dismiss(Killer* killer, Tree* tree) noexcept nogil:
     killer.by_session.erase(record.pid)
     killer.by_mark.erase(mark_of_limit(killer.engine.mark_place, &killer.engine.own_mark, &record.mark))
     record.tree = NULL
+    if tree.phase == TREE_KILL:
+        record.kill_ns = (tree.gone_ns if tree.gone_ns else now(CLOCK_BOOTTIME)) - tree.killed_ns
     killer_answer(killer, tree, LETTER_GONE, tree.asked)
     del tree
 
@@ -402,61 +433,6 @@ cdef void killer_drop_hints(Killer* killer) noexcept nogil:
     killer.oldest_hint = 0
 
 
-cdef int64_t killer_patience(Killer* killer) noexcept nogil:
-    """When to look again, on CLOCK_BOOTTIME; -1: when somebody asks."""
-    cdef int64_t longest_ns = -1, deadline_ns = killer.orphans_ns if killer.subreaper else -1
-    cdef Tree* tree
-    cdef size_t i
-    for i in range(killer.trees.size()):
-        tree = killer.trees[i]
-        if tree.phase == TREE_KILL and not tree.told:
-            longest_ns = SCAN_KILL_NS
-            break
-        if tree.phase >= TREE_WATCH:
-            longest_ns = SCAN_WATCH_NS
-    for i in range(killer.trees.size()):
-        if killer.trees[i].empty_looks:
-            return now(CLOCK_BOOTTIME)  # the second look follows at once
-    if longest_ns < 0:
-        return deadline_ns
-    # At most half of the time is spent with looking: what dies needs the processor as well.
-    killer.pause_ns = max(min(killer.pause_ns, longest_ns), killer.look_ns)
-    longest_ns = now(CLOCK_BOOTTIME) + killer.pause_ns
-    killer.pause_ns *= 2
-    return longest_ns if deadline_ns < 0 else min(longest_ns, deadline_ns)
-
-
-cdef void killer_wait(Killer* killer) noexcept nogil:
-    """Until somebody asks, all whose end is waited for have ended, or it is time."""
-    cdef int64_t deadline_ns = killer_patience(killer), rest_ns
-    cdef pollfd[HINTS + 1] watched
-    cdef timespec rest
-    cdef eventfd_t value
-    cdef size_t i, count = killer.hints.size()
-    cdef bint hinted = count > 0
-    watched[0].fd = killer.bell
-    watched[0].events = POLLIN
-    for i in range(count):
-        watched[i + 1].fd = killer.hints[i]
-        watched[i + 1].events = POLLIN
-    while count or not hinted:
-        if deadline_ns >= 0:
-            rest_ns = deadline_ns - now(CLOCK_BOOTTIME)
-            if rest_ns <= 0:
-                return
-            rest.tv_sec = rest_ns // NS_PER_S
-            rest.tv_nsec = rest_ns % NS_PER_S
-        if ppoll(watched, count + 1, &rest if deadline_ns >= 0 else NULL, NULL) <= 0:
-            continue
-        if watched[0].revents:
-            eventfd_read(killer.bell, &value)
-            return
-        for i in range(count, 0, -1):
-            if watched[i].revents:
-                watched[i] = watched[count]
-                count -= 1
-
-
 # ---- construction and end, by the thread that owns the Core ----------------------------------------------------------
 
 cdef Killer* killer_new(Engine* engine, bint subreaper) noexcept nogil:
@@ -465,6 +441,7 @@ cdef Killer* killer_new(Engine* engine, bint subreaper) noexcept nogil:
     killer.subreaper = subreaper
     killer.own = getpid()
     killer.bell = killer.spare = killer.loadavg = -1
+    killer.look_due_ns = NEVER_NS
     return killer
 
 
@@ -481,6 +458,8 @@ cdef void killer_free(Killer* killer) noexcept nogil:
     """After its thread has ended, and before the records go."""
     cdef size_t i, k
     killer_drop_hints(killer)
+    for i in range(killer.dying.size()):
+        close(killer.dying[i].events)
     for i in range(killer.trees.size()):
         for k in range(killer.trees[i].strays.size()):
             close(killer.trees[i].strays[k].pidfd)

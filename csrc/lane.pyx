@@ -164,7 +164,8 @@ cdef void lane_start(Lane* lane, Record* record) noexcept nogil:
     if record.warm:
         lane_start_warm(lane, record)
         return
-    record_spawn(record, lane.number, lane.stack, &engine.open_files, &engine.signals, &spawn)
+    record_spawn_in_leaf(
+        record, lane.number, lane.stack, &engine.leaves, &engine.open_files, &engine.signals, &spawn)
     if spawn.step != STEP_NONE:
         lane_not_started(lane, record, &spawn)
         return
@@ -419,6 +420,8 @@ cdef void lane_tell_end(
         note.cpu_ns -= record.worker.cpu_ns  # the others' calls
     note.max_rss_kb = max(usage.ru_maxrss, memory_unwatch(lane.engine, record))
     note.survivors = survivors
+    note.kill_ns = record.kill_ns
+    record.has_exited = status & 0x7f == 0 and not record.ending  # by no signal; or unknown, which is -1
     note.left_output = note.left_result = True  # or may have
     lane.notes.push_back(note)
     count(counters, COUNT_EXITED)
@@ -438,6 +441,7 @@ cdef void lane_release(Lane* lane, Record* record) noexcept nogil:
         lane_forget_unrecorded(lane, record)
     if record.pidfd >= 0:
         close(record.pidfd)
+    record_leave_leaf(record, &lane.engine.leaves)
     timers_disarm(&lane.timers, &record.timer)
     timers_disarm(&lane.timers, &record.look)
     engine_forget(lane.engine, record.handle)

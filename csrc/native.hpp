@@ -130,6 +130,7 @@ struct Spawn {
     rlimit mark;             // its RLIMIT_RTTIME, see tree.pyx
     const SignalReset *signals;
     const void *processors; // bits for sched_setaffinity(2); NULL: any
+    int leaf;               // descriptor of the cgroup to be born in; -1: ours.  Out: -1 if the kernel has refused that
     pid_t *pid_place; // shared memory in which the kernel writes the pid before the child's first instruction; or NULL
     // out
     pid_t pid;
@@ -307,11 +308,25 @@ inline void spawn_process(Spawn *spawn, void *stack_base) noexcept {
         how.exit_signal = SIGCHLD;
         how.stack = reinterpret_cast<std::uintptr_t>(bottom);
         how.stack_size = child_stack_size;
-        spawn->pid = clone3_spawn(spawn, &how);
+        spawn->pid = -1;
+        if (spawn->leaf >= 0) {
+            how.flags |= CLONE_INTO_CGROUP;
+            how.cgroup = static_cast<std::uint64_t>(spawn->leaf);
+            spawn->pid = clone3_spawn(spawn, &how);
+            how.flags &= ~std::uint64_t{CLONE_INTO_CGROUP};
+            how.cgroup = 0;
+        }
+        if (spawn->pid < 0) {
+            spawn->leaf = -1;
+            spawn->pid = clone3_spawn(spawn, &how);
+        }
     } else
 #endif
+    {
+        spawn->leaf = -1;
         spawn->pid = PYSCHED_CLONE(child_main, bottom + child_stack_size, flags | SIGCHLD, spawn, &spawn->pidfd,
                                    nullptr, spawn->pid_place);
+    }
     if (spawn->pid < 0) {
         spawn->error = errno;
         spawn->step = STEP_CLONE;

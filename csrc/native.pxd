@@ -44,7 +44,7 @@ cdef extern from "native.hpp" namespace "pysched" nogil:
         STEP_EXEC
 
     cdef cppclass SignalReset:
-        pass
+        bint by_kernel
 
     SignalReset signal_reset()
 
@@ -58,6 +58,7 @@ cdef extern from "native.hpp" namespace "pysched" nogil:
         rlimit mark
         const SignalReset* signals
         const void* processors
+        int leaf
         pid_t* pid_place
         pid_t pid
         int pidfd
@@ -160,6 +161,7 @@ cdef extern from "<time.h>" nogil:
 cdef extern from "<poll.h>" nogil:
     enum:
         POLLIN
+        POLLPRI
 
     struct pollfd:
         int fd
@@ -176,11 +178,13 @@ cdef extern from "<fcntl.h>" nogil:
     enum:
         O_CLOEXEC
         O_NOFOLLOW
+        O_PATH
 
     int posix_fallocate(int fd, long long offset, long long size)
 
     enum:
         AT_FDCWD
+        AT_REMOVEDIR
         AT_SYMLINK_NOFOLLOW
         F_RDLCK
         F_SETLEASE
@@ -209,6 +213,7 @@ cdef extern from "<sys/stat.h>" nogil:
         timespec st_mtim
 
     bint S_ISREG(uint32_t mode)
+    int mkdirat(int folder, const char* path, uint32_t mode)
     int status_of "fstat"(int fd, file_status* status)
     int status_at "fstatat"(int folder, const char* path, file_status* status, int flags)
 

@@ -93,6 +93,9 @@ cdef cppclass Record:
     int64_t look_ns     # until the next one
     int64_t output_bytes
     Tree* tree          # the killer's
+    Leaf* leaf          # that it was born in; NULL: none
+    bint has_exited     # its leader, and nobody told it to
+    int64_t kill_ns     # the killer's, as `tree`: from KILL to its end
     # what it asks for, see admission.pyx
     Admission* admission  # NULL: nothing
     int64_t[RESOURCES] demand
@@ -113,6 +116,7 @@ cdef cppclass Record:
 
 ctypedef Record* RecordPtr
 cdef cppclass Tree      # tree.pyx
+cdef cppclass Leaf      # leaf.pyx
 cdef cppclass Row       # attempt_table.pyx
 cdef cppclass Admission  # admission.pyx
 cdef struct ProcessorSet  # processors.pyx

@@ -74,7 +74,7 @@ cdef void killer_follow_descent(Killer* killer) noexcept nogil:
 
 cdef inline bint tree_looks_for_strays(const Tree* tree) noexcept nogil:
     """Whether its phase asks for it, and has begun with this scan."""
-    return tree.fresh and tree.phase != TREE_WATCH
+    return tree.fresh and tree.phase != TREE_WATCH and not tree.by_leaf
 
 
 cdef inline bint is_followed(const Member* member) noexcept nogil:

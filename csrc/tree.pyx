@@ -12,9 +12,10 @@
 #     gone), and from then on remembered by a pidfd, or
 #   - is an orphan that this process adopted as a subreaper and has the attempt's PYSCHED_… in its environment.
 #
-# The latter two are for programs that set RLIMIT_RTTIME themselves.  What can still escape: one that sets it, leaves
-# the session, clears its environment and has lost all its ancestors when the attempt's end is due, or does the last of
-# this in the very moment.  Nothing says then which attempt it came from, and to guess would be to kill a stranger.
+# The latter two are for programs that set RLIMIT_RTTIME themselves.  What can still escape, if the attempt has no leaf
+# (leaf.pyx): one that sets it, leaves the session, clears its environment and has lost all its ancestors when the
+# attempt's end is due, or does the last of this in the very moment.  Nothing says then which attempt it came from, and
+# to guess would be to kill a stranger.
 #
 # A nested scheduler, whose own limit is the mark of an attempt already, marks its attempts by the soft limit alone: the
 # outer one still finds all of them by the hard limit.
@@ -73,8 +74,10 @@ cdef cppclass Tree:
     int lane
     TreePhase phase
     bint fresh          # the phase has begun since the last scan
+    bint by_leaf        # the kernel is to end it, see leaf_killer.pyx: not looked for
     uint32_t asked      # number of the last request seen
-    int64_t killed_ns   # when the phase KILL began
+    int64_t killed_ns   # when the phase KILL began, or the leaf got its KILL
+    int64_t gone_ns     # when the leaf was empty; 0: it is not, or somebody lived outside of it
     bint told           # the lane knows that some of it survives
     bint leader_ended   # before this scan
     uint32_t alive      # members met in this scan, without the leader
@@ -83,6 +86,11 @@ cdef cppclass Tree:
 
 
 ctypedef Tree* TreePtr
+
+cdef struct Dying:      # a tree whose leaf has got its KILL
+    Tree* tree
+    int events          # of the leaf: says when nobody is left
+    int64_t killed_ns
 
 cdef struct Stranger:   # met in a scan, and of no tree by mark or session
     pid_t pid

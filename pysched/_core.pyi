@@ -272,6 +272,7 @@ class Event:
         cpu_ns: int = 0,
         max_rss_kb: int = 0,
         survivors: int = 0,
+        kill_ns: int = 0,
         left_output: bool = True,
         left_result: bool = True,
         result: bytes | None = None,
@@ -323,6 +324,9 @@ class Event:
     def survivors(self) -> int:
         """EXITED: processes of the tree that did not die within 5 s of KILL; their worker is withheld, and the handle
         in use, until they do.  `status` is then what is known of the leader."""
+    @property
+    def kill_ns(self) -> int:
+        """EXITED: from KILL to the end of the last process of the tree; 0: none was sent, or something survives."""
     @property
     def left_output(self) -> bool:
         """EXITED: False if there are no log files any more, since a reused worker's call wrote nothing into them."""
@@ -413,6 +417,9 @@ class Core:
                     for
     gpus            names of up to 64 GPUs, as CUDA_VISIBLE_DEVICES takes them
     affinity        attempts that ask for processors are pinned to some of their own (`csrc/processors.pyx`)
+    cgroup          folder of a cgroup (v2) that is this Core's own, below that of this process: attempts are born in
+                    leaves of it, and ended by the kernel (`csrc/leaf.pyx`); None, or a kernel that cannot: they are
+                    looked for in /proc.  Warm ones always are.
     guard_bell      eventfd that the guard, this process's parent, writes to after it has written ends into the table
     """
 
@@ -431,6 +438,7 @@ class Core:
         memory: int | None = None,
         gpus: Sequence[bytes] = (),
         affinity: bool = False,
+        cgroup: str | os.PathLike[str] | None = None,
     ) -> None: ...
     def submit(self, launches: Sequence[Launch]) -> None:
         """Queue all or, on `ValueError` (a handle is in use, or more is asked for than this Core has) or `RuntimeError`

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import random
 import resource
 import shlex
 import sys
@@ -14,6 +15,7 @@ from typing import Any
 
 import pytest
 
+from pysched import delegation
 from pysched._core import ALARM, STARTED, Core, Event, Launch
 
 DEADLINE_S = 60.0  # of a wait for something that must come; far above what it takes
@@ -138,12 +140,29 @@ class Run:
 
 
 @pytest.fixture
-def start(tmp_path: Path) -> Iterator[Callable[..., Run]]:
+def leaves() -> Iterator[Path]:
+    """A folder for leaves; all of them are empty after the test."""
+    try:
+        with delegation.folder(f"test-{os.getpid()}-{random.randrange(10**9)}") as path:
+            yield path
+    except delegation.NotDelegated as error:
+        pytest.skip(str(error))
+    assert not path.exists()
+
+
+@pytest.fixture
+def cgroup() -> Path | None:
+    """Of each Core that is made by `start`; a module may say another one."""
+    return None
+
+
+@pytest.fixture
+def start(tmp_path: Path, cgroup: Path | None) -> Iterator[Callable[..., Run]]:
     """A maker of `Run`s: start(lanes=, workers=, further options of Core); all are ended after the test."""
     runs: list[Run] = []
 
     def make(lanes: int = 1, workers: int = 8, **options: Any) -> Run:
-        runs.append(Run(tmp_path, lanes, workers, **options))
+        runs.append(Run(tmp_path, lanes, workers, **{"cgroup": cgroup, **options}))
         return runs[-1]
 
     yield make

@@ -81,6 +81,13 @@ time.sleep(TOKEN)
 """
 
 
+@pytest.fixture(params=["scan", "leaf"])
+def cgroup(request: pytest.FixtureRequest) -> Path | None:
+    """Ended by looking for them in /proc, and by the kernel."""
+    leaves: Path | None = request.getfixturevalue("leaves") if request.param == "leaf" else None
+    return leaves
+
+
 @pytest.fixture
 def token() -> str:
     """A number that stands in no other command line; as seconds, the longest life of what a broken core would leave."""
@@ -439,8 +446,11 @@ os.execve("/bin/sleep", ["sleep", sys.argv[2]], {})
 """
 
 
-def test_a_descendant_behind_a_parent_that_nothing_gives_away_is_ended(start: Start, token: str) -> None:
-    """The parent has shed its mark, its session, its environment and its ancestors, but not what it forked before."""
+def test_a_descendant_behind_a_parent_that_nothing_gives_away_is_ended(
+    start: Start, token: str, cgroup: Path | None
+) -> None:
+    """The parent has shed its mark, its session, its environment and its ancestors, but not what it forked before; and
+    not its leaf, if it has one."""
     run = start(subreaper=True)
     hidden = f"200.{token[-9:]}"
     (handle,) = run.submit(run.shell(f"{sys.executable} -S -c {quoted(HIDES)} {token} {hidden}; exec sleep 1000"))
@@ -449,8 +459,10 @@ def test_a_descendant_behind_a_parent_that_nothing_gives_away_is_ended(start: St
     try:
         cancel(run, handle, grace_s=0.1)
         assert carriers(token) == set()
+        assert cgroup is None or carriers(hidden) == set()
     finally:
-        os.kill(escaped, signal.SIGKILL)
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(escaped, signal.SIGKILL)
         wait_until(lambda: process_state(escaped) == "X", "the other one to be collected")
 
 
