@@ -7,9 +7,12 @@ import threading
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from pathlib import Path
 
 import structlog
 
+from pysched import delegation
+from pysched.delegation import NotDelegated
 from pysched.ending import Ending
 from pysched.errors import HomeInUse, NodeDefect
 from pysched.guard import HANDED_OVER, Link
@@ -75,8 +78,8 @@ class Incarnation:
                 return False
 
     def _serve(self, store: Store) -> None:
-        node = Node(self._settings, self._guard, self._home, store, self._ending, self._id)
-        with self._crashes_stop_us():
+        with self._leaves() as cgroup, self._crashes_stop_us():
+            node = Node(self._settings, self._guard, self._home, store, self._ending, self._id, cgroup)
             node.start()
             _collect_seldom()
             self._ending.wanted.wait()
@@ -84,6 +87,18 @@ class Incarnation:
                 node.leave()
             else:
                 node.stop()
+
+    @contextmanager
+    def _leaves(self) -> Iterator[Path | None]:
+        """The cgroup for those of attempts; None: trees are looked for, which `scheduler doctor` explains."""
+        with ExitStack() as stack:
+            place = None
+            if self._settings.cgroup == "auto":
+                try:
+                    place = stack.enter_context(delegation.folder(str(self._home.identity())))
+                except NotDelegated as error:
+                    self._log.debug("no cgroups for attempts", reason=str(error))
+            yield place
 
     @contextmanager
     def _crashes_stop_us(self) -> Iterator[None]:

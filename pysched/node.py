@@ -27,6 +27,7 @@ import threading
 import uuid
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
+from pathlib import Path
 
 import structlog
 
@@ -81,14 +82,16 @@ class Node:
     """
 
     def __init__(
-        self, settings: Settings, guard: Link, home: Home, store: Store, ending: Ending, incarnation: uuid.UUID
-    ) -> None:
+        self, settings: Settings, guard: Link, home: Home, store: Store, ending: Ending, incarnation: uuid.UUID,
+        cgroup: Path | None,
+    ) -> None:  # fmt: skip
         self._settings = settings
         self._guard = guard
         self._home = home
         self._store = store
         self._ending = ending
         self._incarnation = incarnation
+        self._cgroup = cgroup
         self._home_id = home.identity()
         self._attempts = Attempts()
         self._log = structlog.get_logger("node").bind(node=str(incarnation)[:8])
@@ -143,6 +146,7 @@ class Node:
             memory=capacity.memory,
             gpus=list(map(os.fsencode, gpus)),
             affinity=settings.affinity,
+            cgroup=self._cgroup,
         )
         self._zygote = self._make_zygote() if warm else None
 
@@ -353,6 +357,7 @@ class Node:
             gpus=self._info.gpus // 1000,
             queue=str(self._settings.queue_folder),
             completed=str(self._settings.completed_folder),
+            cgroup=None if self._cgroup is None else str(self._cgroup),
         )
 
     def stop(self) -> None:

@@ -52,6 +52,11 @@ class Settings(BaseSettings):
     affinity: bool = Field(
         False, description="pin attempts that ask for processors to processors of their own, as far as there are some"
     )
+    cgroup: Literal["auto", "off"] = Field(
+        "auto",
+        description="attempts in control groups of their own, so that the kernel ends all of them, where this user may "
+        "make some",
+    )
     memory_pressure: Annotated[float, Field(ge=0, le=100)] = Field(
         20.0,
         description="percent of the last 10 s in which some process waited for memory, from which on a node runs fewer "

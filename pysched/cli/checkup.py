@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from pysched import discovery, settings
+from pysched import delegation, discovery, settings
 from pysched.errors import PyschedError, ServerError, Unauthorized
 from pysched.home import TOKEN_FILE
 from pysched.settings import Settings
@@ -51,6 +51,7 @@ def examine(where: dict[str, Any], database: str | None, workers: int) -> list[F
         lambda: _token(config.home / TOKEN_FILE),
         lambda: _limits(workers),
         lambda: _cgroup(workers),
+        lambda: _killing(config),
         lambda: _memory(config),
         _clock,
         lambda: _server(where),
@@ -219,6 +220,21 @@ def _cgroup(workers: int) -> Iterator[Finding]:
     yield Finding("cgroup", "ok", ", ".join(parts))
 
 
+def _killing(config: Settings) -> Iterator[Finding]:
+    """How a timeout or a cancel ends all that descends from a job, for a node that is started as we are."""
+    by_looks = "jobs are ended by looks through /proc for what descends from them"
+    if config.cgroup == "off":
+        yield Finding("killing", "ok", f"{by_looks}; cgroup is off")
+        return
+    try:
+        own = delegation.check()
+    except delegation.NotDelegated as error:
+        unit = f"systemd-run {'' if os.geteuid() == 0 else '--user '}--scope -p Delegate=yes scheduler up"
+        yield Finding("killing", "warn", f"{by_looks}; {error}", f"{unit}, or Delegate=yes in its unit")
+        return
+    yield Finding("killing", "ok", f"the kernel ends all that descends from a job, by control groups in {own}")
+
+
 def _cgroup_folder() -> Path | None:
     """Ours of cgroup v2."""
     try:
@@ -243,7 +259,7 @@ def _number(path: Path) -> int | None:
 
 def _memory(config: Settings) -> Iterator[Finding]:
     """How limits of memory are kept here, and whether a node hears that memory is short."""
-    by = "by looks at /proc every 0.25 s, or 0.05 s from half the limit on, and KILL; no cgroup is made"
+    by = "by looks at /proc every 0.25 s, or 0.05 s from half the limit on, and KILL; no cgroup is given a limit"
     if not os.access("/proc/self/smaps_rollup", os.R_OK):
         text = f"kept {by}; the kernel tells no shares of pages, so what processes have in common counts in each"
         yield Finding("memory limits", "warn", text, "use a kernel from 4.14 on, with CONFIG_PROC_PAGE_MONITOR")

@@ -2,6 +2,7 @@
 
 What is left of a job is known as the core knows it (`csrc/tree.pyx`), without trusting a pid that may have been
 reused: by the mark in its limits, which fork and exec hand on; by its identity in the environment; and by its parents.
+Where one of them is found in a leaf (`csrc/leaf.pyx`), all that is in there ends.
 """
 
 from __future__ import annotations
@@ -11,9 +12,11 @@ import os
 import resource
 import select
 import signal
-from collections.abc import Iterator, Set
+from collections.abc import Iterator, Mapping, Set
 from dataclasses import dataclass
+from pathlib import Path
 
+from pysched import delegation
 from pysched.model import mark_of
 
 KILL_WAIT_S = 5.0
@@ -48,6 +51,8 @@ def end_leftovers(identities: Set[Identity], marks: Set[int] = frozenset()) -> i
     while True:
         found = dict(_leftovers(identities, marks))
         fresh = {(pid, _started(pid)) for pid in found} - killed
+        for leaf in _leaves(found):
+            delegation.kill(leaf, KILL_WAIT_S)
         for descriptor in found.values():
             with contextlib.suppress(ProcessLookupError, PermissionError):
                 signal.pidfd_send_signal(descriptor, signal.SIGKILL)
@@ -55,6 +60,14 @@ def end_leftovers(identities: Set[Identity], marks: Set[int] = frozenset()) -> i
         if not fresh:
             return len(killed)
         killed |= fresh
+
+
+def _leaves(found: Mapping[int, int]) -> set[Path]:
+    """The leaves that these processes are in.  Nobody else is in one: it goes to no other attempt before it is empty
+    (`csrc/leaf.pyx`)."""
+    leaves = {pid: delegation.leaf_of(pid) for pid in found}
+    # Whoever lives still had the number when it was asked for its leaf.
+    return {leaf for pid, leaf in leaves.items() if leaf is not None and not _has_ended(found[pid])}
 
 
 def _leftovers(identities: Set[Identity], marks: Set[int]) -> Iterator[tuple[int, int]]:

@@ -13,6 +13,8 @@ from typing import Any
 import psycopg
 import pytest
 
+from pysched import delegation
+from pysched.home import Home
 from pysched.store.store import Store
 
 from .conftest import Process, Site, wait_until
@@ -123,6 +125,74 @@ def test_an_adopted_job_keeps_its_timeout_its_log_limit_and_its_worker(site: Sit
     assert bomb[10240:] == b"\n[pysched: over the limit of 10240 bytes, the rest is dropped]\n"
     hangs = site.done("hangs")
     assert (hangs["reason"], hangs["attempts"]) == ("timeout", 1)
+    assert site.leftovers() == []
+
+
+# Sheds all that gives a descendant away but its cgroup.
+HIDES = """
+import os, resource
+if os.fork() == 0:
+    os.setsid()
+    resource.prlimit(0, 15, (7, 7))
+    if os.fork() == 0:
+        os.execve("/bin/sh", ["sh", "-c", "echo $$ > hidden; exec sleep 600"], {})
+    os._exit(0)
+"""
+
+
+@pytest.fixture
+def leaves(site: Site) -> Path:
+    """Where those of this site's node are, while there is one."""
+    home = Home(site.home)
+    home.prepare()
+    try:
+        return delegation.check() / f"pysched-{home.identity()}"
+    except delegation.NotDelegated as error:
+        pytest.skip(str(error))
+
+
+def hide(site: Site) -> int:
+    """Run a job with a hidden descendant, whose pid this is."""
+    site.drop("job", {"command": f"{sys.executable} -S -c '{HIDES}'; exec sleep 600", "max_retries": 0})
+    place = site.home / "work" / "hidden"
+    wait_until(lambda: place.exists() and place.read_text() != "", "the descendant")
+    return int(place.read_text())
+
+
+def test_an_adopted_job_ends_with_all_that_is_in_its_control_group(site: Site, leaves: Path) -> None:
+    guard = site.node()
+    hidden = hide(site)
+    leaf = delegation.leaf_of(hidden)
+    assert leaf is not None
+    assert leaf.parent == leaves
+    kill_node(guard)
+    with Store(site.database) as store:
+        store.cancel("job")
+    assert site.done("job")["status"] == "cancelled"
+    assert not Path(f"/proc/{hidden}").exists() or is_zombie(hidden)
+    assert guard.terminate() == 0
+    assert not leaves.exists()
+
+
+def test_a_job_that_lost_node_and_guard_ends_with_all_that_is_in_its_control_group(site: Site, leaves: Path) -> None:
+    guard = site.node()
+    hidden = hide(site)
+    (node,) = guard.children()
+    os.kill(guard.popen.pid, signal.SIGKILL)
+    os.kill(node, signal.SIGKILL)
+    second = site.node()
+    assert site.done("job")["reason"] == "lost"
+    assert not Path(f"/proc/{hidden}").exists() or is_zombie(hidden)
+    assert second.terminate() == 0
+    assert not leaves.exists()
+
+
+def test_without_control_groups_a_job_ends_as_well(site: Site, leaves: Path) -> None:
+    (site.home / "pysched.toml").write_text('cgroup = "off"\n')
+    site.node()
+    site.drop("job", {"command": "(setsid sleep 600 &); sleep 600", "timeout_s": 0.5, "grace_s": 0, "max_retries": 0})
+    assert site.done("job")["reason"] == "timeout"
+    assert not leaves.exists()
     assert site.leftovers() == []
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from pysched import delegation
 from pysched.cli import checkup
 from pysched.cli.checkup import Finding
 from tests.command_line import CommandLine
@@ -91,6 +92,21 @@ def test_limits_that_are_too_low(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(resource, "getrlimit", lambda _: (64, 64))
     found = {each.check: each for each in checkup._limits(1000)}
     assert "limits.conf" in found["open files"].mend
+
+
+def test_who_ends_jobs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse() -> Path:
+        raise delegation.NotDelegated("it is not ours")
+
+    monkeypatch.setattr(delegation, "check", lambda: Path("/sys/fs/cgroup/x"))
+    found = examine(tmp_path)["killing"]
+    assert (found.level, "/sys/fs/cgroup/x" in found.found) == ("ok", True)
+    monkeypatch.setattr(delegation, "check", refuse)
+    found = examine(tmp_path)["killing"]
+    assert (found.level, "it is not ours" in found.found) == ("warn", True)
+    assert "Delegate=yes" in found.mend
+    (tmp_path / "pysched.toml").write_text('cgroup = "off"\n')
+    assert examine(tmp_path)["killing"].level == "ok"
 
 
 def test_a_settings_file_that_is_wrong(tmp_path: Path) -> None:
