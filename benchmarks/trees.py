@@ -5,7 +5,7 @@ take from KILL to gone?
 
 Trees live in control groups of their own where this user may make some; with `--scan` they are looked for in /proc.
 Two times are told of each: from the moment in which all are told to end, and from its own KILL, since trees in control
-groups are killed 64 at a time.
+groups are killed 32 at a time.
 
 Each tree is one attempt that double-forks, leaves its session, clears its environment, closes its descriptors, ignores
 TERM, has a stopped member, and one that forks in a loop (with a pause of five seconds in between, and bounded: 1,000

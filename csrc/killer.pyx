@@ -98,7 +98,8 @@ cdef cppclass Killer:
     int64_t leaf_pause_ns       # until the next look at those
     array[pollfd] watched
     bint urgent                 # somebody asked for what takes a scan, or those whose end was waited for have ended
-    bint stirred                # a leaf is empty, and what may have left it was not looked for
+    bint stirred                # a leaf is empty, and what may have left it was not looked for …
+    int64_t stirred_ns          # … since then
     int64_t look_due_ns         # the next scan; CLOCK_BOOTTIME
     int64_t looked_ns           # the end of the last one
     int64_t look_ns             # how long it took, without its signals

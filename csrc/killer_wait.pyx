@@ -5,7 +5,9 @@ from libc.stdint cimport int64_t
 from native cimport CLOCK_BOOTTIME, POLLIN, POLLPRI, eventfd_read, eventfd_t, pollfd, ppoll, timespec
 
 cdef enum:
-    IDLE_FOR_LOOK = 4   # while leaves are dying, looks take a fifth of this thread's time
+    IDLE_FOR_LOOK = 4   # while leaves are dying, looks take a fifth of this thread's time at most
+
+cdef int64_t FLOOD_NS = 250_000_000     # … and nobody waits much longer for one
 
 
 cdef bint killer_is_due(Killer* killer) noexcept nogil:
@@ -21,10 +23,11 @@ cdef bint killer_is_due(Killer* killer) noexcept nogil:
 
 
 cdef int64_t killer_stirred_due_ns(const Killer* killer) noexcept nogil:
-    """When to look after those whose leaf is empty: soon, but together with others that are about to be."""
+    """When to look after those whose leaf is empty: together with others that are about to be.  A look takes as long as
+    the end of many trees, and meanwhile no further ones are killed."""
     if not killer_floods(killer):
         return 0
-    return killer.looked_ns + IDLE_FOR_LOOK * killer.look_ns
+    return max(killer.stirred_ns + FLOOD_NS, killer.looked_ns + IDLE_FOR_LOOK * killer.look_ns)
 
 
 cdef int64_t killer_deadline_ns(Killer* killer) noexcept nogil:

@@ -22,7 +22,7 @@ from posix.unistd cimport close
 from native cimport CLOCK_BOOTTIME, pidfd_ended, pidfd_open
 
 cdef enum:
-    AT_ONCE = 64
+    AT_ONCE = 32
 
 cdef int64_t PACE_NS = 100_000_000
 cdef int64_t LEAF_PATIENCE_NS = 2_000_000_000
@@ -79,7 +79,9 @@ cdef void killer_leave_leaf(Killer* killer, const Dying* dying, bint fresh) noex
     dying.tree.by_leaf = False
     dying.tree.fresh = fresh
     dying.tree.gone_ns = 0 if fresh else now(CLOCK_BOOTTIME)
-    killer.stirred = True
+    if not killer.stirred:
+        killer.stirred = True
+        killer.stirred_ns = now(CLOCK_BOOTTIME)
 
 
 cdef void killer_kill_in_line(Killer* killer) noexcept nogil:
