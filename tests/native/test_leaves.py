@@ -147,6 +147,17 @@ def test_a_leader_that_has_left_its_leaf_is_ended_all_the_same(start: Start, cgr
     assert run.end(handle).status == signal.SIGKILL
 
 
+def test_more_trees_than_are_killed_at_a_time_end_all_the_same(start: Start, cgroup: Path) -> None:
+    run = start(lanes=2, workers=100, subreaper=True)
+    handles = run.submit(*(run.shell("setsid -f sleep 1000; exec sleep 1000") for _ in range(100)))
+    for handle in handles:
+        run.started(handle)
+    for handle in handles:
+        assert run.core.kill(handle, 0, CAUSE_CANCEL)
+    assert {(event.status, event.survivors) for event in run.ends(handles)} == {(signal.SIGKILL, 0)}
+    assert "populated 0" in (cgroup / "cgroup.events").read_text()
+
+
 def test_a_frozen_leaf_is_not_used_again(start: Start, cgroup: Path) -> None:
     """Nor may a spawn stand still in it."""
     run = start(workers=1)

@@ -9,6 +9,7 @@ import random
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -198,6 +199,17 @@ def test_a_sibling_of_the_leader_is_ended(start: Start, token: str) -> None:
     wait_until(lambda: len(sleepers(token)) == 1, "the sibling")
     cancel(run, handle, grace_s=0.1)
     assert carriers(token) == set()
+
+
+def test_how_long_a_tree_took_to_end_after_its_kill_is_told(start: Start) -> None:
+    run = start()
+    killed, asked, done = run.submit(*(run.launch("/bin/sleep", "1000") for _ in range(2)), run.launch("/bin/true"))
+    run.started(killed)
+    begun = time.monotonic_ns()
+    cancel(run, killed)
+    assert 0 < run.end(killed).kill_ns <= time.monotonic_ns() - begun
+    cancel(run, asked, grace_s=600)
+    assert [run.end(handle).kill_ns for handle in (asked, done)] == [0, 0]
 
 
 # ---- grace -----------------------------------------------------------------------------------------------------------
