@@ -85,12 +85,7 @@ cdef void killer_leave_leaf(Killer* killer, const Dying* dying, bint fresh) noex
 
 
 cdef void killer_kill_in_line(Killer* killer) noexcept nogil:
-    cdef int64_t now_ns = now(CLOCK_BOOTTIME)
-    cdef size_t i, busy = 0
-    if killer.line_first == killer.line.size():
-        return
-    for i in range(killer.dying.size()):
-        busy += now_ns - killer.dying[i].killed_ns < PACE_NS
+    cdef size_t busy = killer_just_killed(killer)
     while busy < AT_ONCE and killer.line_first < killer.line.size():
         killer_kill_leaf(killer, killer.line[killer.line_first])
         killer.line_first += 1
@@ -143,8 +138,18 @@ cdef void killer_take_in(Killer* killer, Tree* tree, pid_t pid) noexcept nogil:
 
 
 cdef bint killer_floods(const Killer* killer) noexcept nogil:
-    """Whether trees are dying: it can wait that what has ended is collected, which costs the kernel half as much."""
-    return not killer.line.empty() or not killer.dying.empty()
+    """Whether there are trees to kill, or such as are just dying: it can wait that what has ended is collected, which
+    costs the kernel half as much as the end did."""
+    return not killer.line.empty() or killer_just_killed(killer) > 0
+
+
+cdef size_t killer_just_killed(const Killer* killer) noexcept nogil:
+    """How many are dying, without those that seem to be stuck."""
+    cdef int64_t now_ns = now(CLOCK_BOOTTIME)
+    cdef size_t i, count = 0
+    for i in range(killer.dying.size()):
+        count += now_ns - killer.dying[i].killed_ns < PACE_NS
+    return count
 
 
 cdef bint killer_looks_beyond_leaves(const Killer* killer) noexcept nogil:
