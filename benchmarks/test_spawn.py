@@ -79,7 +79,7 @@ def test_a_control_group_for_each_child_costs_little(baseline: Baseline, say: Ca
         rounds=ROUNDS,
     )
     say(race.table("with leaves", NOOPS))
-    assert race.thrift("with leaves", "without").median >= 0.93
+    assert race.thrift("with leaves", "without").median >= 0.9
 
 
 def test_a_large_parent_spawns_as_fast_as_a_small_one(say: Callable[[str], None]) -> None:
