@@ -1,8 +1,8 @@
 # Plain ends: those of which there is nothing to say but when, and with which exit code.
 #
 # Nearly all ends are such: the first attempt of a task, exited by itself, not to be tried again, with no result or one
-# that came with the end.  They go from the lanes' notes to the arrays of the statement that records them, and to the bytes of their `.done` files,
-# without a Python object each:
+# that came with the end.  They go from the lanes' notes to the arrays of the statement that records them, and to the
+# bytes of their `.done` files, without a Python object each (but for a result, which is read and written again):
 #
 #     notes ─► plain? ─yes─► PlainEnds ─► columns() ─► COMMIT ─► write_done()
 #                │               │ the store does not take them just so (no answer, one is no longer ours)

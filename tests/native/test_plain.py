@@ -39,6 +39,10 @@ def _held(folder: Path, number: int, code: int, *, submitted_at: datetime, name:
     return Held(claim, task, Program(pattern, task_id, 1, NODE, f"{folder}/{task_id}.", NAMES), plain=True)
 
 
+def _no_result(data: bytes) -> None:
+    raise AssertionError(data)
+
+
 def _run(run: Run, held: Mapping[int, Held]) -> tuple[list[Event], PlainEnds]:
     run.core.submit([each.launch(handle) for handle, each in held.items()])
     events: list[Event] = []
@@ -46,7 +50,7 @@ def _run(run: Run, held: Mapping[int, Held]) -> tuple[list[Event], PlainEnds]:
     deadline = time.monotonic() + DEADLINE_S
     while len(plain) + sum(event.kind == EXITED for event in events) < len(held):
         assert time.monotonic() < deadline
-        more, ends = run.core.poll_ends(1.0, held)
+        more, ends = run.core.poll_ends(1.0, held, _no_result)
         events += more
         plain.take_in(ends)
     return events, plain
@@ -157,7 +161,7 @@ def test_who_leaves_a_file_or_is_unknown_is_not_plain(start: Start, tmp_path: Pa
     run.core.submit([held[1].launch(1)])
     told: list[Event] = []
     while not any(event.kind == EXITED for event in told):
-        told += run.core.poll_ends(None, {})[0]
+        told += run.core.poll_ends(None, {}, _no_result)[0]
 
 
 def test_no_ends_are_empty_arrays(tmp_path: Path) -> None:
