@@ -121,6 +121,7 @@ def test_what_is_known_of_plain_ends(start: Start, tmp_path: Path) -> None:
         "max_rss_kb": [event.max_rss_kb for event, _ in pairs],
         "stdouts": [each.program.stdout for _, each in pairs],
         "stderrs": [each.program.stderr for _, each in pairs],
+        "results": [None] * len(ids),
     }
     assert _values(plain.ids(False)) == [each for each, code in zip(ids, codes, strict=True) if code == 0]
     assert _values(plain.ids(True)) == [each for each, code in zip(ids, codes, strict=True) if code != 0]
