@@ -113,6 +113,8 @@ def _alter(changes: Mapping[str, Callable[[bytes], bytes]]) -> None:
 
     def altered(file: str) -> SimpleNamespace:
         queries = load(file)
+        if file == "plain":  # keeps its fence: the verdicts that overrule others are sweepers', and go the long way
+            return queries
         for name, change in changes.items():
             if hasattr(queries, name):
                 setattr(queries, name, change(getattr(queries, name)))
