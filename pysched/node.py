@@ -453,7 +453,7 @@ class Node:
         return verdict
 
     def _finish_plain(self, ends: PlainEnds) -> int | None:
-        """The same for plain ends, all or none; they have left no results."""
+        """The same for plain ends, all or none; they have left no files of results."""
         batch = self._store.finish_plain(ends, node=self._incarnation, home=self._home_id)
         if batch is not None:
             self._table.release(ends.tokens())
