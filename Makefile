@@ -144,6 +144,7 @@ chaos: $(VENV)/.editable
 # The core in builds of its own, each in an environment of its own that finds the dependencies in $(VENV): the finder of
 # an editable install would bring back the ordinary core, here and in the children of tests.
 INSTRUMENTED = build/instrumented/$@
+INSTRUMENTED_PYTHON = $(CURDIR)/$(INSTRUMENTED)/env/bin/python
 INSTRUMENT = \
 	rm -rf $(INSTRUMENTED)/env && $(BIN)/python -m venv --without-pip $(INSTRUMENTED)/env && \
 	site=$$($(INSTRUMENTED)/env/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))') && \
@@ -167,14 +168,17 @@ sanitize-thread: DESELECTED = $(addprefix --deselect=tests/unit/test_executor_, 
 	process.py::test_a_forked_child_does_not_hang process.py::test_fork_from_a_call) \
 	--deselect=tests/native/test_zygote.py::test_libraries_compute_with_as_many_threads_as_a_job_is_told
 sanitize-thread: RUNTIME = libtsan.so
+# Its map of the memory has no place for where a kernel with much randomness (vm.mmap_rnd_bits above 28) puts things.
+sanitize-thread: WITH = setarch -R env
 sanitize-address: RUNTIME = libasan.so
+sanitize-address: WITH = env
 $(SANITIZERS:%=sanitize-%): LAUNCHER = $(INSTRUMENTED)/env/bin/launcher
 $(SANITIZERS:%=sanitize-%): sanitize-%: $(VENV)/.editable
 	$(INSTRUMENT) --config-settings cmake.define.PYSCHED_SANITIZE=$* \
 	  --config-settings cmake.define.PYSCHED_BENCH=ON . && \
 	echo $(CURDIR)/$(INSTRUMENTED)/cmake >>$$site/dependencies.pth && \
-	printf '#!/bin/sh\n# -S: without the core\n[ "$$1" = -S ] || export LD_PRELOAD=%s\nexec %s "$$@"\n' \
-	  "$$($${CXX:-g++} -print-file-name=$(RUNTIME))" $(CURDIR)/$(INSTRUMENTED)/env/bin/python >$(LAUNCHER) && \
+	printf '#!/bin/sh\n# -S: without the core\n[ "$$1" = -S ] && exec %s "$$@"\nexec %s LD_PRELOAD=%s %s "$$@"\n' \
+	  $(INSTRUMENTED_PYTHON) '$(WITH)' "$$($${CXX:-g++} -print-file-name=$(RUNTIME))" $(INSTRUMENTED_PYTHON) >$(LAUNCHER) && \
 	chmod +x $(LAUNCHER) && \
 	printf 'import os, sys\n\nos.environ.pop("LD_PRELOAD", None)\nsys.executable = "%s"\n' \
 	  $(CURDIR)/$(LAUNCHER) >$$site/sitecustomize.py
