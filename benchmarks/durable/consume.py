@@ -13,17 +13,16 @@ import threading
 import time
 import uuid
 from collections.abc import Callable
-from datetime import datetime, timezone
-from typing import Any
+from typing import Any, cast
 
 from benchmarks.durable import raw
-from pysched import policy
-from pysched.model import Claim, Exit, NodeInfo, Outcome, Priority
+from benchmarks.durable.no_ops import NoOps
+from pysched._core import PlainEnds
+from pysched.model import Claim, NodeInfo, Priority
 from pysched.store.store import Store
 
 BATCH = 1_000
 _PAUSE_S = 0.002
-_RULE = policy.RetryRule(max_retries=3, retry_delay_s=0.5)
 
 
 def main() -> None:
@@ -34,13 +33,19 @@ def main() -> None:
         store.register(info, 3600.0)
         if kind == "raw":
             with raw.connect(url) as claims, raw.connect(url) as ends:
-                run(lambda: raw.claim(claims, incarnation, BATCH), lambda rows: raw.finish(ends, home, rows), count)
+                run(
+                    lambda: raw.claim(claims, incarnation, BATCH),
+                    lambda rows: raw.finish(ends, incarnation, home, rows),
+                    count,
+                )
         else:
-            run(
-                lambda: store.claim(incarnation, lowest=Priority.LOW, limit=BATCH),
-                lambda claims: store.finish([_succeeded(claim) for claim in claims], home=home),
-                count,
-            )
+
+            def finish(claims: list[Claim]) -> None:
+                ends = cast(PlainEnds, NoOps(claims))
+                if store.finish_plain(ends, node=incarnation, home=home) is None:
+                    raise RuntimeError("not all of these attempts are ours any more")
+
+            run(lambda: store.claim(incarnation, lowest=Priority.LOW, limit=BATCH), finish, count)
 
 
 def run(claim: Callable[[], list[Any]], finish: Callable[[list[Any]], object], count: int) -> None:
@@ -71,12 +76,6 @@ def run(claim: Callable[[], list[Any]], finish: Callable[[list[Any]], object], c
     if unfinished:
         raise SystemExit("the recording thread died")
     print("done", flush=True)
-
-
-def _succeeded(claim: Claim) -> Outcome:
-    now = datetime.now(timezone.utc)
-    end = Exit(pid=1, started_at=now, finished_at=now, exit_code=0)
-    return policy.verdict(claim.key, end, failures=claim.failures, rule=_RULE, jitter=0.0)
 
 
 if __name__ == "__main__":

@@ -4,9 +4,10 @@
 
 FOLDER holds the competitors (`make bench-durable` installs them there): `node_modules` with graphile-worker,
 `bin/python` with Celery.  Jobs are submitted by one process in batches of 1,000 and, meanwhile, run by another.  A node
-has no executor for no-ops inside its process: pysched's runner claims, starts nothing and finishes, through the Store.
-`raw SQL` is the same statements and transactions without the Store.  Celery's Redis keeps nothing on disk, and gets a
-tenth of the tasks.  Processor time includes the start of each program.
+has no executor for no-ops inside its process: pysched's runner claims, starts nothing and finishes, through the Store,
+as a node does with ends that are nothing special.  `raw SQL` is the same statements and transactions without the
+Store.  Celery's Redis keeps nothing on disk, and gets a tenth of the tasks.  Processor time includes the start of each
+program.
 """
 
 from __future__ import annotations

@@ -12,7 +12,7 @@ from pysched.store import sql
 from pysched.store.database import _SESSION
 from pysched.task import Task
 
-_ACCEPT, _CLAIM, _FINISH = sql.load("accept"), sql.load("claim"), sql.load("finish")
+_ACCEPT, _CLAIM, _FINISH, _PLAIN = (sql.load(name) for name in ("accept", "claim", "finish", "plain"))
 _NOW = "2026-01-01T00:00:00+00:00"
 _SPEC = Task(command=["true"]).spec().replace("\\", "\\\\").replace('"', '\\"')
 
@@ -57,35 +57,24 @@ def claim(conn: Conn, node: uuid.UUID, limit: int) -> list[tuple[Any, ...]]:
     return conn.execute(_CLAIM.claim, columns).fetchall()
 
 
-def finish(conn: Conn, home: uuid.UUID, claims: list[tuple[Any, ...]]) -> None:
+def finish(conn: Conn, node: uuid.UUID, home: uuid.UUID, claims: list[tuple[Any, ...]]) -> None:
     count = len(claims)
     ids = _array(row[0] for row in claims)
+    numbers, times, nothing = _same("0", count), _same(_NOW, count), _same("NULL", count)
     columns = {
         "ids": ids,
-        "attempts": _array(str(row[1]) for row in claims),
         "tokens": _array(str(row[2]) for row in claims),
-        "voids": _same("f", count),
-        "attempt_states": _same("succeeded", count),
-        "next_states": _same("succeeded", count),
-        "reasons": _same("NULL", count),
-        "delays": _same("0", count),
-        "failed": _same("f", count),
         "pids": _same("1", count),
-        "starts": _same(_NOW, count),
-        "ends": _same(_NOW, count),
-        "exit_codes": _same("0", count),
-        "signals": _same("NULL", count),
-        "cpu_ms": _same("0", count),
-        "max_rss_kb": _same("0", count),
-        "stdouts": _same("NULL", count),
-        "stderrs": _same("NULL", count),
-        "results": _same("NULL", count),
-        "crashed": _same("f", count),
-        "holders": _same("NULL", count),
+        "starts": times,
+        "ends": times,
+        **dict.fromkeys(("runs_ms", "exit_codes", "cpu_ms", "max_rss_kb"), numbers),
+        **dict.fromkeys(("stdouts", "stderrs", "results"), nothing),
+        "count": count,
+        "node": node,
         "home": home,
     }
     with conn.pipeline(), conn.transaction():
-        conn.execute(_FINISH.finish, columns).fetchall()
+        conn.execute(_PLAIN.finish, columns).fetchall()
         conn.execute(_FINISH.unblock, {"ids": ids})
         tally = {"kinds": "{succeeded}", "priorities": "{1}", "counts": f"{{{count}}}", "source": home}
         conn.execute(_FINISH.tally, tally)
