@@ -104,8 +104,8 @@ class Node:
     def _build_core(self) -> None:
         """The core, what it offers, and what becomes of a task before it gets there."""
         settings = self._settings
-        logs = LogFolder(self._home.logs)
-        logs.prepare()
+        self._logs = LogFolder(self._home.logs)
+        self._logs.prepare()
         try:
             self._capacity, gpus = machine.offer(settings.cpus, settings.mem, settings.gpus, os.environ)
         except ValueError as error:
@@ -125,7 +125,7 @@ class Node:
         )
         warm = settings.warm and _sibling.available()
         self._launcher = Launcher(
-            node=str(self._incarnation), work=self._home.work, logs=logs, environ=os.environ, warm=warm
+            node=str(self._incarnation), work=self._home.work, logs=self._logs, environ=os.environ, warm=warm
         )
         try:
             self._table = _core.AttemptTable(
@@ -168,7 +168,7 @@ class Node:
             raise NodeError(f"home {self._home.path}: spool: {error.strerror}; choose another with --home") from None
         self._deliverer = Deliverer(
             write=completed.write,
-            undelivered=lambda limit: store.undelivered(self._home_id, limit),
+            undelivered=self._owed,
             delivered=store.delivered,
             write_plain=lambda ends: ends.write_done(completed.path, str(self._incarnation)),
             delivered_batch=store.delivered_batch,
@@ -459,6 +459,12 @@ class Node:
             self._table.release(ends.tokens())
             self._profiler.observe_all(_counts(ends), ends.waits_ms(), ends.runs_ms())
         return batch
+
+    def _owed(self, limit: int) -> Sequence[Record]:
+        """Whose `.done` nobody has written; an incarnation before may have been killed as soon as it had committed them."""
+        records = self._store.undelivered(self._home_id, limit)
+        self._logs.forget_results(records)
+        return records
 
     def _adopt(self) -> None:
         """Take over what the incarnation before has left running, before anybody sweeps it."""

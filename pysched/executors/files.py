@@ -7,10 +7,12 @@ import json
 import os
 import stat
 import zlib
+from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
 
 from pysched._core import is_missing
+from pysched.model import Record
 
 RESULT_BYTES = 64 * 1024
 _OUTPUT = ".out"
@@ -36,6 +38,7 @@ class LogFolder:
     """`ROOT/ab/ID.ATTEMPT.{out,err,result,progress}`, `ab` being a hash of the id."""
 
     def __init__(self, root: Path) -> None:
+        self._root = f"{root}/"
         self._shards = [f"{root}/{shard:02x}/" for shard in range(_SHARDS)]
 
     def prepare(self) -> None:
@@ -46,6 +49,12 @@ class LogFolder:
     def of(self, task_id: str, attempt: int) -> AttemptFiles:
         stem = self.stem(task_id, attempt)
         return AttemptFiles(*[stem + name for name in NAMES])
+
+    def forget_results(self, records: Iterable[Record]) -> None:
+        """Of ends that an incarnation before may have committed, and then been killed before it removed these files."""
+        for record in records:
+            if record.result is not None and record.stdout is not None and record.stdout.startswith(self._root):
+                remove_result(record.stdout)
 
     def stem(self, task_id: str, attempt: int) -> str:
         """What is common to the paths of an attempt's files; the rest is one of `NAMES`."""

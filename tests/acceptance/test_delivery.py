@@ -83,3 +83,23 @@ def test_a_done_file_that_could_not_be_written_is_written_later(site: Site, cras
     assert node.terminate() == 0
     with psycopg.connect(site.database) as connection:
         assert connection.execute("SELECT count(*) FROM pysched.owed").fetchone() == (0,)
+
+
+def test_the_file_of_a_result_that_a_killed_node_had_committed_goes(site: Site) -> None:
+    """The node dies between the commit and the removal: here the file is put back as it was."""
+    place = site.completed / "job.done"
+    place.mkdir(parents=True)
+    node = site.node()
+    site.drop("job", {"command": """sh -c 'echo "[7]" > "$PYSCHED_RESULT"'"""})
+    wait_until(lambda: state(site, "job") == "succeeded", "the end to be committed")
+    node.await_message(".done files wait")
+    node.kill()
+    (output,) = site.home.rglob("job.1.out")
+    result = output.with_suffix(".result")
+    assert not result.exists()
+    result.write_text("[7]\n")
+    place.rmdir()
+    node = site.node()
+    assert site.done("job")["result"] == [7]
+    wait_until(lambda: not result.exists(), "the end of the file")
+    assert node.terminate() == 0
