@@ -57,7 +57,7 @@ __all__ = [
     "CAUSE_SHUTDOWN", "CAUSE_TIMEOUT", "Core", "EXITED", "Event", "Executor", "Future", "Histogram", "Launch",
     "Pattern", "PlainEnds", "Program", "ROW_ENDED", "ROW_LOST", "ROW_NEVER_RAN", "ROW_RUNNING", "ROW_STARTING",
     "ReadyQueue", "SPAWN_FAILED", "STARTED", "WITHDRAWN", "is_missing", "moment_of", "read_files", "remove_files",
-    "utc_text", "write_files",
+    "scan_files", "utc_text", "write_files",
 ]
 
 cdef object MAX_WORKERS = 1_000_000

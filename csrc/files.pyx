@@ -9,9 +9,12 @@
 
 import os
 
+cimport libc.errno
 from libc.errno cimport EINTR, ENOENT, errno
 from libc.signal cimport SIGURG
 from libc.stdint cimport int64_t, uint64_t
+from libc.string cimport memcpy, strcmp, strlen
+from libcpp.algorithm cimport sort
 from libcpp.atomic cimport atomic, memory_order_relaxed
 from posix.fcntl cimport O_CREAT, O_DIRECTORY, O_RDONLY, O_TRUNC, O_WRONLY, open as open_path
 from posix.unistd cimport close, fsync, read, write
@@ -19,6 +22,7 @@ from posix.unistd cimport close, fsync, read, write
 from native cimport (
     AT_FDCWD,
     AT_SYMLINK_NOFOLLOW,
+    DIR,
     F_OK,
     F_RDLCK,
     F_SETLEASE,
@@ -29,11 +33,16 @@ from native cimport (
     POSIX_FADV_DONTNEED,
     array,
     S_ISREG,
+    closedir,
+    descriptor_of,
+    dirent,
     faccessat,
     fcntl,
     file_status,
     openat,
+    opendir,
     posix_fadvise,
+    readdir,
     renameat,
     status_at,
     status_of,
@@ -241,9 +250,64 @@ cdef struct SeenFile:
     bint done
 
 
+cdef struct Waiting:
+    size_t place        # of its name among all names
+    const char* name    # once there are no more
+    file_status status
+
+
+cdef inline int64_t mtime_of(const file_status* status) noexcept nogil:
+    return status.st_mtim.tv_sec * NS_PER_S + status.st_mtim.tv_nsec
+
+
+cdef bint waits_longer(const Waiting& one, const Waiting& other) noexcept nogil:
+    cdef int64_t mtime_ns = mtime_of(&one.status), other_ns = mtime_of(&other.status)
+    return mtime_ns < other_ns or (mtime_ns == other_ns and strcmp(one.name, other.name) < 0)
+
+
+cdef bint is_wanted(const char* name, const char* suffix, size_t length) noexcept nogil:
+    cdef size_t whole = strlen(name)
+    return name[0] != 46 and whole > length and strcmp(name + (whole - length), suffix) == 0  # 46: a dot
+
+
+cdef int files_scan(
+    const char* path, const char* suffix, size_t most, array[char]* names, array[Waiting]* found,
+) noexcept nogil:
+    """The oldest last modified first; 0, or errno."""
+    cdef DIR* folder = opendir(path)
+    cdef size_t i, length = strlen(suffix)
+    cdef dirent* entry
+    cdef Waiting file
+    cdef int error = 0
+    if folder == NULL:
+        return errno
+    while found.size() < most:
+        libc.errno.errno = 0  # else an error could not be told from the end
+        entry = readdir(folder)
+        if entry == NULL:
+            error = errno
+            break
+        if not is_wanted(entry.d_name, suffix, length):
+            continue
+        if status_at(descriptor_of(folder), entry.d_name, &file.status, AT_SYMLINK_NOFOLLOW) != 0:
+            if errno == ENOENT:  # another node was faster
+                continue
+            error = errno
+            break
+        file.place = names.size()
+        names.resize(file.place + strlen(entry.d_name) + 1)
+        memcpy(names.data() + file.place, entry.d_name, names.size() - file.place)
+        found.push_back(file)
+    closedir(folder)
+    for i in range(found.size()):
+        found[0][i].name = names.data() + found[0][i].place
+    sort(found.data(), found.data() + found.size(), waits_longer)
+    return error
+
+
 cdef inline bint is_same(const SeenFile* file, const file_status* status) noexcept nogil:
     return (status.st_ino == file.inode and status.st_dev == file.device and status.st_size == file.size
-            and status.st_mtim.tv_sec * NS_PER_S + status.st_mtim.tv_nsec == file.mtime_ns)
+            and mtime_of(status) == file.mtime_ns)
 
 
 cdef bint file_read(int folder, const SeenFile* file, char* content) noexcept nogil:
@@ -303,6 +367,28 @@ cdef size_t see_files(array[SeenFile]* seen, object files, list kept, int64_t mo
         total += <size_t> file.size
         seen.push_back(file)
     return total
+
+
+def scan_files(folder, suffix, most):
+    cdef bytes path = path_text("folder", folder), ending = path_text("suffix", suffix)
+    cdef const char* place = path
+    cdef const char* wanted = ending
+    cdef size_t limit = whole("most", most, 1, 2**31)
+    cdef array[char] names
+    cdef array[Waiting] found
+    cdef Waiting* file
+    cdef size_t i
+    cdef int error
+    with nogil:
+        error = files_scan(place, wanted, limit, &names, &found)
+    if error:
+        raise OSError(error, os.strerror(error), os.fsdecode(path))
+    files = []
+    for i in range(found.size()):
+        file = &found[i]
+        name = PyUnicode_DecodeFSDefault(file.name)
+        files.append((name, file.status.st_dev, file.status.st_ino, mtime_of(&file.status), file.status.st_size))
+    return files
 
 
 def read_files(folder, files, limit):

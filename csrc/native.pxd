@@ -228,6 +228,7 @@ cdef extern from "<dirent.h>" nogil:
         char* d_name
 
     DIR* opendir(const char* path)
+    int descriptor_of "dirfd"(DIR* folder)
     dirent* readdir(DIR* folder)
     void rewinddir(DIR* folder)
     int closedir(DIR* folder)

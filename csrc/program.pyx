@@ -7,6 +7,7 @@ from hashlib import blake2b as _blake2b
 
 cdef extern from "Python.h":
     bytes PyUnicode_EncodeFSDefault(object text)
+    str PyUnicode_DecodeFSDefault(const char* text)
 
 cdef uint64_t MARKS = ((<uint64_t> 1) << 61) - 1
 

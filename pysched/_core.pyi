@@ -43,6 +43,7 @@ __all__ = [
     "moment_of",
     "read_files",
     "remove_files",
+    "scan_files",
     "utc_text",
     "write_files",
 ]
@@ -620,6 +621,10 @@ def moment_of(epoch_ns: int) -> datetime:
 
 def utc_text(moment: datetime) -> str:
     """RFC 3339 in UTC, with all six digits and a Z.  ValueError for a moment that knows no zone."""
+
+def scan_files(folder: str | os.PathLike[str], suffix: str, most: int) -> list[tuple[str, int, int, int, int]]:
+    """At most so many files (name, device, inode, mtime in ns, size; of whatever type) in `folder` whose names end so
+    and begin with no dot, by mtime and name, without the GIL.  OSError if the folder cannot be read."""
 
 def read_files(
     folder: str | os.PathLike[str], files: Sequence[tuple[str, int, int, int, int]], limit: int

@@ -461,7 +461,7 @@ class Node:
         return batch
 
     def _owed(self, limit: int) -> Sequence[Record]:
-        """Whose `.done` nobody has written; an incarnation before may have been killed as soon as it had committed them."""
+        """Whose `.done` nobody has written; who committed them may have been killed before it did any more."""
         records = self._store.undelivered(self._home_id, limit)
         self._logs.forget_results(records)
         return records

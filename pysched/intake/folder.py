@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import fcntl
 import os
@@ -15,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
-from pysched._core import read_files, remove_files
+from pysched._core import read_files, remove_files, scan_files
 from pysched.errors import Problem, TaskError
 from pysched.intake.taskfile import FILE_BYTES
 
@@ -68,27 +67,19 @@ class QueueFolder:
 
     def scan(self) -> list[Found]:
         """The files that wait, oldest first (by modification time, then name), at most `SCAN_MAX`."""
-        found: list[Found] = []
-        aside: dict[Found, _Pause] = {}  # these take no place of others
-        now_s = time.monotonic()
+        most = SCAN_MAX + len(self._aside)  # these take no place of others
         try:
-            with os.scandir(self.path) as entries:
-                for entry in entries:
-                    if entry.name.endswith(SUFFIX) and not entry.name.startswith("."):
-                        with contextlib.suppress(FileNotFoundError):  # another node was faster
-                            file = Found.of(entry.name, entry.stat(follow_symlinks=False))
-                            if (pause := self._aside.get(file)) is not None:
-                                aside[file] = pause
-                            if pause is None or pause.until_s <= now_s:
-                                found.append(file)
-                        if len(found) == SCAN_MAX:
-                            break
-                else:
-                    self._aside = aside  # without those that are gone
+            found = [Found._make(file) for file in scan_files(self.path, SUFFIX, most)]
         except FileNotFoundError:
             self.prepare()
-        found.sort(key=lambda file: (file.mtime_ns, file.name))
-        return found
+            return []
+        if not self._aside:
+            return found
+        now_s = time.monotonic()
+        waiting = {file: pause for file in found if (pause := self._aside.get(file)) is not None}
+        if len(found) < most:
+            self._aside = waiting  # without those that are gone
+        return [file for file in found if file not in waiting or waiting[file].until_s <= now_s][:SCAN_MAX]
 
     def read_plain(self, files: Sequence[Found]) -> list[bytes | None]:
         """The content of each that there is nothing to say about; for the others (None) ask `read`."""

@@ -16,8 +16,8 @@ from __future__ import annotations
 
 import itertools
 import threading
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
 import structlog
@@ -32,7 +32,7 @@ from pysched.task import Task
 BATCH = 1_000  # tasks in one accept: large enough to amortise the commit, small enough to stay in the cache
 
 Accept = Callable[[Sequence[Task]], Sequence[Acceptance | PyschedError]]
-Contents = Sequence["bytes | None"]  # of files; None: ask for it by itself
+Read = tuple[Found, "Task | TaskError | None"]  # None: it must be read by itself
 
 
 class Intake:
@@ -70,8 +70,7 @@ class Intake:
         try:
             while not self._stop.is_set():
                 found = self._folder.scan()
-                batches = [found[start : start + BATCH] for start in range(0, len(found), BATCH)]
-                if sum(itertools.starmap(self._take, self._with_contents(batches))) == 0:
+                if self._take([found[start : start + BATCH] for start in range(0, len(found), BATCH)]) == 0:
                     return
         except StoreError as error:
             if not self._store_down:
@@ -82,48 +81,69 @@ class Intake:
         else:
             self._store_down = False
 
-    def _with_contents(self, batches: Sequence[Sequence[Found]]) -> Iterator[tuple[Sequence[Found], Contents]]:
-        """Each with what can plainly be read; the next one is read while the store is at this one."""
+    def _take(self, batches: Sequence[Sequence[Found]]) -> int:
+        """How many files have left the folder.  While the store is at one batch, the one before is removed, and the
+        next one read."""
         if len(batches) <= 1:
-            yield from ((batch, self._folder.read_plain(batch)) for batch in batches)
-            return
-        with ThreadPoolExecutor(1, "intake-reader") as reader:
-            ahead = reader.submit(self._folder.read_plain, batches[0])
-            for batch, following in itertools.zip_longest(batches, batches[1:]):
-                contents = ahead.result()
-                if self._stop.is_set():
-                    return
-                if following is not None:
-                    ahead = reader.submit(self._folder.read_plain, following)
-                yield batch, contents
+            taken = [self._accepted(self._read(batch)) for batch in batches]
+            return sum(done + self._gone(files, self._folder.remove_plain(files)) for files, done in taken)
+        left = 0
+        removals: list[tuple[Sequence[Found], Future[Sequence[bool]]]] = []
+        with ThreadPoolExecutor(1, "intake-files") as beside:
+            ahead = beside.submit(self._read, batches[0])
+            try:
+                for following in itertools.chain(batches[1:], [None]):
+                    read = ahead.result()
+                    if self._stop.is_set():
+                        break
+                    if following is not None:
+                        ahead = beside.submit(self._read, following)
+                    files, done = self._accepted(read)
+                    left += done
+                    removals.append((files, beside.submit(self._folder.remove_plain, files)))
+            finally:  # the store may have failed meanwhile
+                left += sum(self._gone(files, removal.result()) for files, removal in removals)
+        return left
 
-    def _take(self, files: Sequence[Found], contents: Contents) -> int:
-        """One batch; returns how many files have left the folder."""
-        if self._stop.is_set():
-            return 0
+    def _read(self, files: Sequence[Found]) -> Sequence[Read]:
+        """What is plain about them; the rest is left to `_accepted`."""
+        read: list[Read] = []
+        for file, data in zip(files, self._folder.read_plain(files), strict=True):
+            try:
+                read.append((file, None if data is None else parse_task_file(file.stem, data)))
+            except TaskError as error:
+                read.append((file, error))
+        return read
+
+    def _accepted(self, read: Sequence[Read]) -> tuple[Sequence[Found], int]:
+        """(The files whose tasks are committed, how many of the others have left the folder)."""
         parsed: list[tuple[Found, Task]] = []
         done = 0
-        for file, data in zip(files, contents, strict=True):
+        for file, task in read:
             try:
-                if data is None:
-                    data = self._folder.read(file)
-                if data is not None:
-                    parsed.append((file, parse_task_file(file.stem, data)))
+                if task is None and (data := self._folder.read(file)) is not None:
+                    task = parse_task_file(file.stem, data)
+                if isinstance(task, TaskError):
+                    raise task
+                if task is not None:
+                    parsed.append((file, task))
             except TaskError as error:
                 done += self._reject(file, error)
             except OSError as error:
                 self._log.error("a file cannot be read now, it waits", file=file.name, error=str(error))
-        if parsed:
-            verdicts = self._accept([task for _, task in parsed])
-            accepted: list[Found] = []
-            for (file, _), verdict in zip(parsed, verdicts, strict=True):
-                if isinstance(verdict, PyschedError):
-                    done += self._reject(file, verdict)
-                else:
-                    accepted.append(file)
-            for file, removed in zip(accepted, self._folder.remove_plain(accepted), strict=True):
-                done += 1 if removed else self._remove(file)
-        return done
+        if not parsed:
+            return [], done
+        verdicts = self._accept([task for _, task in parsed])
+        accepted: list[Found] = []
+        for (file, _), verdict in zip(parsed, verdicts, strict=True):
+            if isinstance(verdict, PyschedError):
+                done += self._reject(file, verdict)
+            else:
+                accepted.append(file)
+        return accepted, done
+
+    def _gone(self, files: Sequence[Found], removed: Sequence[bool]) -> int:
+        return sum(1 if plainly else self._remove(file) for file, plainly in zip(files, removed, strict=True))
 
     def _remove(self, file: Found) -> int:
         try:
