@@ -45,6 +45,7 @@ include "adoption.pyx"        # attempts of an earlier incarnation in a lane's h
 include "mail.pyx"            # what they are told to do: letters and due timers
 include "crew.pyx"            # all these threads: made, started, stopped, freed
 include "ready_queue.pyx"     # ReadyQueue: the lanes' queue by itself
+include "sync.pyx"            # how written files get to the disk
 include "files.pyx"           # batches of small files: `.done`, `.task`
 include "moment.pyx"          # datetimes from nanoseconds, and their text
 include "text.pyx"            # buffers of text, and of PostgreSQL's arrays

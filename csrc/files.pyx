@@ -2,12 +2,10 @@
 #
 # Writing:
 #
-#     .NAME.tmp ─written─► all of the batch ─fsync, several at a time─► renamed to NAME ─► the folder fsynced, once
+#     .NAME.tmp ─written─► all of the batch ─synced (sync.pyx)─► renamed to NAME ─► the folder fsynced, once
 #
 # A reader, or a crash, sees all of a file under its name or none of it.  After any failure the temporary names are gone
 # and what was renamed is complete; a later try makes new files, so no fsync is ever repeated on one that failed.
-
-import os
 
 cimport libc.errno
 from libc.errno cimport EINTR, ENOENT, errno
@@ -15,7 +13,6 @@ from libc.signal cimport SIGURG
 from libc.stdint cimport int64_t, uint64_t
 from libc.string cimport memcpy, strcmp, strlen
 from libcpp.algorithm cimport sort
-from libcpp.atomic cimport atomic, memory_order_relaxed
 from posix.fcntl cimport O_CREAT, O_DIRECTORY, O_RDONLY, O_TRUNC, O_WRONLY, open as open_path
 from posix.unistd cimport close, fsync, read, write
 
@@ -46,102 +43,35 @@ from native cimport (
     renameat,
     status_at,
     status_of,
-    thread,
-    try_thread,
     unlinkat,
 )
 
 cdef enum:
     OPEN_AT_ONCE = 128
-    SYNC_HELPERS = 7
-    FILES_A_HELPER = 4  # for fewer a thread is not worth while
-
-cdef int64_t QUICK_NS = 50_000  # a thread costs as much
-
-ctypedef thread* ThreadPtr
-
-cdef struct NewFile:
-    const char* temporary
-    const char* name
-    const char* data
-    size_t size
-    int descriptor
-    int error           # of its fsync
-
-
-cdef cppclass Syncing:  # shared by the threads that sync a batch
-    NewFile* files
-    size_t count
-    atomic[size_t] next
 
 
 cdef int file_write(int folder, NewFile* file) noexcept nogil:
     """0, or errno; it stays open."""
+    cdef const char* data = file.data
+    cdef size_t size = file.size
     cdef ssize_t written
+    file.error = 0
     file.descriptor = openat(folder, file.temporary, O_WRONLY | O_CREAT | O_TRUNC | O_NOFOLLOW | O_CLOEXEC, 0o644)
     if file.descriptor < 0:
         return errno
-    while file.size:
-        written = write(file.descriptor, file.data, file.size)
+    while size:
+        written = write(file.descriptor, data, size)
         if written < 0:
             if errno != EINTR:
                 return errno
         else:
-            file.data += written
-            file.size -= <size_t> written
+            data += written
+            size -= <size_t> written
     return 0
 
 
-cdef void files_sync_some(void* argument) noexcept nogil:
-    cdef Syncing* syncing = <Syncing*> argument
-    cdef size_t i
-    while True:
-        # relaxed: it only deals out the files; starting a thread and joining it order all else.
-        i = syncing.next.fetch_add(1, memory_order_relaxed)
-        if i >= syncing.count:
-            return
-        file_sync(&syncing.files[i])
-
-
-cdef inline void file_sync(NewFile* file) noexcept nogil:
-    if fsync(file.descriptor) != 0:
-        file.error = errno
-
-
-cdef size_t files_sync_quick(NewFile* files, size_t count) noexcept nogil:
-    """As long as nothing is waited for, as in memory; how many."""
-    cdef size_t i
-    cdef int64_t end_ns, begin_ns = now(CLOCK_BOOTTIME)
-    for i in range(count):
-        file_sync(&files[i])
-        end_ns = now(CLOCK_BOOTTIME)
-        if end_ns - begin_ns >= QUICK_NS:
-            return i + 1
-        begin_ns = end_ns
-    return count
-
-
-cdef void files_sync(NewFile* files, size_t count) noexcept nogil:
-    """Wait for all that is written, by several threads if it takes time: each fsync has the disk's own cache flushed,
-    and flushes that are wanted at the same time become one."""
-    cdef Syncing syncing
-    cdef array[ThreadPtr] helpers
-    cdef size_t i, _, done = files_sync_quick(files, count)
-    cdef size_t wanted = min(<size_t> SYNC_HELPERS, (count - done) // FILES_A_HELPER)
-    syncing.files = files
-    syncing.count = count
-    syncing.next.store(done, memory_order_relaxed)
-    for _ in range(wanted):
-        helpers.push_back(try_thread(files_sync_some, &syncing, b"pysched-fsync"))
-    files_sync_some(&syncing)
-    for i in range(wanted):
-        if helpers[i] != NULL:
-            helpers[i].join()
-            del helpers[i]
-
-
-cdef int files_put(int folder, NewFile* files, size_t count, size_t* failed) noexcept nogil:
-    """Write `count` files and wait until they are on the disk; 0, or errno and which one."""
+cdef int files_put_each(int folder, NewFile* files, size_t count, size_t* failed) noexcept nogil:
+    """Write `count` files and wait until each is on the disk; 0, or errno and which one."""
     cdef size_t i, opened = 0
     cdef int error = 0
     while opened < count and error == 0:
@@ -161,34 +91,75 @@ cdef int files_put(int folder, NewFile* files, size_t count, size_t* failed) noe
     return error
 
 
-cdef int files_publish(int folder, NewFile* files, size_t count, size_t* failed) noexcept nogil:
-    """All `count` files, or errno and which one could not be."""
+cdef int files_put_together(int folder, NewFile* files, size_t count, size_t* failed, bint* synced) noexcept nogil:
+    """The same, with one sync of the file system; `synced`: that has not failed."""
     cdef size_t i
-    cdef int error = files_put(folder, files, count, failed)
+    cdef int error = 0
+    synced[0] = True
+    for i in range(count):
+        failed[0] = i
+        error = file_write(folder, &files[i])
+        if i + 1 < count and files[i].descriptor >= 0:
+            close(files[i].descriptor)
+        if error:
+            break
     if error == 0:
-        for i in range(count):
-            if renameat(folder, files[i].temporary, folder, files[i].name) != 0:
-                failed[0] = i
-                error = errno
-                break
+        synced[0] = filesystem_sync(folder, files[count - 1].descriptor, count)
+    if i + 1 == count and files[i].descriptor >= 0:
+        close(files[i].descriptor)
+    return error
+
+
+cdef void files_forget(int folder, NewFile* files, size_t count) noexcept nogil:
+    """Of what has not been renamed nothing stays."""
+    cdef size_t i
+    for i in range(count):
+        unlinkat(folder, files[i].temporary, 0)
+
+
+cdef int files_rename(int folder, NewFile* files, size_t count, size_t* failed) noexcept nogil:
+    cdef size_t i
+    for i in range(count):
+        if renameat(folder, files[i].temporary, folder, files[i].name) != 0:
+            failed[0] = i
+            return errno
+    return 0
+
+
+cdef int files_publish(int folder, NewFile* files, size_t count, bint together, size_t* failed) noexcept nogil:
+    """All `count` files, or errno and which one could not be."""
+    cdef int error
+    cdef bint synced = False
+    if together:
+        error = files_put_together(folder, files, count, failed, &synced)
+        if error == 0 and not synced:
+            files_forget(folder, files, count)  # what is written below are others
+    if not synced:
+        error = files_put_each(folder, files, count, failed)
+    if error == 0:
+        error = files_rename(folder, files, count, failed)
     if error:
-        for i in range(count):
-            unlinkat(folder, files[i].temporary, 0)
+        files_forget(folder, files, count)
     return error
 
 
 cdef int files_write(const char* path, array[NewFile]* files, size_t* failed) noexcept nogil:
     """0, or errno; `failed` is the number of files if it was the folder."""
     cdef int folder = open_path(path, O_RDONLY | O_DIRECTORY | O_CLOEXEC)
-    cdef size_t start = 0, count = files.size()
+    cdef size_t part, start = 0, count = files.size()
+    cdef bint together
     cdef int error = 0
     if folder < 0:
         failed[0] = count
         return errno
     while error == 0 and start < count:
-        error = files_publish(folder, files.data() + start, min(<size_t> OPEN_AT_ONCE, count - start), failed)
+        part = min(<size_t> SYNCED_TOGETHER, count - start)
+        together = is_worth_a_filesystem_sync(folder, part)
+        if not together:
+            part = min(<size_t> OPEN_AT_ONCE, part)
+        error = files_publish(folder, files.data() + start, part, together, failed)
         failed[0] += start
-        start += OPEN_AT_ONCE
+        start += part
     if error == 0 and fsync(folder) != 0:
         failed[0] = count
         error = errno

@@ -202,6 +202,7 @@ cdef extern from "<unistd.h>" nogil:
         F_OK
 
     int faccessat(int folder, const char* path, int mode, int flags)
+    int syncfs(int fd)
     int unlinkat(int folder, const char* path, int flags)
 
 cdef extern from "<sys/stat.h>" nogil:
@@ -216,6 +217,12 @@ cdef extern from "<sys/stat.h>" nogil:
     int mkdirat(int folder, const char* path, uint32_t mode)
     int status_of "fstat"(int fd, file_status* status)
     int status_at "fstatat"(int folder, const char* path, file_status* status, int flags)
+
+cdef extern from "<sys/vfs.h>" nogil:
+    struct statfs:
+        long f_type
+
+    int fstatfs(int fd, statfs* status)
 
 cdef extern from "<stdio.h>" nogil:
     int renameat(int old_folder, const char* old_path, int new_folder, const char* new_path)
