@@ -171,7 +171,7 @@ class Node:
             undelivered=self._owed,
             delivered=store.delivered,
             write_plain=lambda ends: ends.write_done(completed.path, str(self._incarnation)),
-            delivered_batch=store.delivered_batch,
+            delivered_batches=store.delivered_batches,
             backlog=self._has_backlog,
         )
         self._recorder = Recorder(

@@ -29,6 +29,7 @@ from pysched.recorder.spool import Spool
 
 _PAUSE_S = (0.05, 2.0)  # first and longest pause while the store or the disk does not take it
 _BATCH = 1_000
+_FILES = 4_000  # of several batches of plain ends that are written, and synced, together
 _FEW = 64  # plain ends that come with other outcomes go with them: a transaction of their own would cost as much
 # Between the beginnings of two batches, as a transaction costs as much as ten tasks in it and more; the second while
 # attempts wait for a worker here: nothing could start sooner for an end that is recorded sooner.
@@ -299,12 +300,12 @@ class Deliverer:
         undelivered: Callable[[int], Sequence[Record]],
         delivered: Callable[[Sequence[Record]], None],
         write_plain: Callable[[PlainEnds], None],
-        delivered_batch: Callable[[int, int], None],
+        delivered_batches: Callable[[Sequence[tuple[int, int]]], None],
         backlog: Backlog,
     ) -> None:
         self._write = write
         self._write_plain = write_plain
-        self._delivered_batch = delivered_batch
+        self._delivered_batches = delivered_batches
         self._undelivered = undelivered
         self._delivered = delivered
         self._backlog = backlog
@@ -382,19 +383,34 @@ class Deliverer:
             return batch
 
     def _settle(self, batch: Sequence[Record | tuple[PlainEnds, int]]) -> None:
+        """In order, neighbours of a kind together."""
         records: list[Record] = []
+        plain: list[tuple[PlainEnds, int]] = []
+        files = 0
         for each in batch:
             if isinstance(each, Record):
+                self._settle_plain(plain)
                 records.append(each)
                 continue
             self._settle_records(records)
-            records = []
-            ends, number = each
-            self._write_plain(ends)
-            self._delivered_batch(number, len(ends))
+            if plain and files + len(each[0]) > _FILES:
+                self._settle_plain(plain)
+            files = len(each[0]) + (files if plain else 0)
+            plain.append(each)
         self._settle_records(records)
+        self._settle_plain(plain)
 
-    def _settle_records(self, records: Sequence[Record]) -> None:
+    def _settle_records(self, records: list[Record]) -> None:
         if records:
             self._write(records)
             self._delivered(records)
+            records.clear()
+
+    def _settle_plain(self, batches: list[tuple[PlainEnds, int]]) -> None:
+        if batches:
+            together = PlainEnds()
+            for ends, _ in batches:
+                together.take_in(ends)
+            self._write_plain(together)
+            self._delivered_batches([(number, len(ends)) for ends, number in batches])
+            batches.clear()

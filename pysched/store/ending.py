@@ -157,9 +157,10 @@ def delivered(database: Database, records: Sequence[Record]) -> None:
         database.execute(_QUERIES.delivered_in_part, columns)
 
 
-def delivered_batch(database: Database, batch: int, written: int) -> None:
-    """See `Store.delivered_batch`."""
-    columns = {"batches": arrays.numbers([batch]), "counts": arrays.numbers([written])}
+def delivered_batches(database: Database, written: Sequence[tuple[int, int]]) -> None:
+    """See `Store.delivered_batches`."""
+    batches, counts = zip(*written, strict=True)
+    columns = {"batches": arrays.numbers(batches), "counts": arrays.numbers(counts)}
     database.execute(_QUERIES.delivered_batches, columns)
 
 

@@ -338,9 +338,9 @@ class Store(Control):
         """Their `.done` files are durable."""
         ending.delivered(self._database, records)
 
-    def delivered_batch(self, batch: int, written: int) -> None:
-        """All `written` files of a batch of `finish_plain` are durable."""
-        ending.delivered_batch(self._database, batch, written)
+    def delivered_batches(self, written: Sequence[tuple[int, int]]) -> None:
+        """All files of batches of `finish_plain` are durable; of each its number and how many files that are."""
+        ending.delivered_batches(self._database, written)
 
     def record(self, task_id: str) -> Record:
         """A terminal task's record; `NotFoundError`, or `InputError` if the task has not ended."""

@@ -276,7 +276,7 @@ def _assert_the_same(
         assert plain.waits_ms() == [round(outcome.exit.wait_ms or 0) for outcome in outcomes]
         assert sorted(plain.runs_ms()) == sorted(record.run_ms for record in records if record.run_ms is not None)
 
-        store.delivered_batch(number, len(plain))
+        store.delivered_batches([(number, len(plain))])
         other.delivered(records)
         assert _rows(url)["deliveries"] == _rows(other_url)["deliveries"] == []
 
@@ -347,7 +347,7 @@ def recording(
         undelivered=lambda limit: store.undelivered(home, limit),
         delivered=store.delivered,
         write_plain=lambda ends: ends.write_done(completed.path, str(here.node)),
-        delivered_batch=store.delivered_batch,
+        delivered_batches=store.delivered_batches,
         backlog=lambda: False,
     )
     recorder = Recorder(
@@ -449,3 +449,29 @@ class _Away:
 
     def finish(self, outcomes: object, home: object) -> object:
         raise DatabaseUnreachable("away")
+
+
+def test_batches_that_wait_are_written_together_and_in_order(here: Here, store: Store) -> None:
+    accept(store, *(task(f"t{number}", command=["/bin/true"]) for number in range(4)))
+    ends = [here.run([claim])[1] for claim in sorted(Node(store).claim(), key=lambda claim: claim.key.id)]
+    records, _ = store.finish(here.reaper.outcomes(ends[2]), home=uuid.uuid4())
+    did: list[tuple[str, list[Any]]] = []
+    deliverer = Deliverer(
+        write=lambda records: did.append(("write", [record.id for record in records])),
+        undelivered=lambda limit: [],
+        delivered=lambda records: did.append(("delivered", [record.id for record in records])),
+        write_plain=lambda plain: did.append(("write", [key.id for key in plain.keys()])),  # noqa: SIM118
+        delivered_batches=lambda written: did.append(("delivered", list(written))),
+        backlog=lambda: False,
+    )
+    deliverer.put_plain(ends[0], 1)
+    deliverer.put_plain(ends[1], 2)
+    deliverer.put(records)
+    deliverer.put_plain(ends[3], 3)
+    deliverer.start()
+    deliverer.stop()
+    assert did == [
+        ("write", ["t0", "t1"]), ("delivered", [(1, 1), (2, 1)]),
+        ("write", ["t2"]), ("delivered", ["t2"]),
+        ("write", ["t3"]), ("delivered", [(3, 1)]),
+    ]  # fmt: skip
