@@ -78,6 +78,7 @@ bench-durable: $(VENV)/.editable
 	$(BIN)/python -m benchmarks.durable.noop --peers $(CURDIR)/build/durable $(BENCH)
 	$(BIN)/python -m benchmarks.durable.processes
 	$(BIN)/python -m benchmarks.durable.files
+	$(BIN)/python -m benchmarks.durable.done
 	$(BIN)/python -m benchmarks.durable.dependencies
 	$(BIN)/python -m benchmarks.store_scale
 
