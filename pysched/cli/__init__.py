@@ -154,6 +154,13 @@ def scheduler(debug: bool) -> None:
 def main() -> NoReturn:
     """Run the command line; every error is one line, and its exit code says its kind (CONTRACT § Command line)."""
     try:
+        _main()
+    except KeyboardInterrupt:  # while an error was being told
+        sys.exit(130)
+
+
+def _main() -> NoReturn:
+    try:
         result: Any = scheduler.main(prog_name="scheduler", standalone_mode=False)
     except PyschedError as error:
         _fail(str(error), error.exit_code)
