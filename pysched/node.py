@@ -125,8 +125,9 @@ class Node:
         )
         warm = settings.warm and _sibling.available()
         self._launcher = Launcher(
-            node=str(self._incarnation), work=self._home.work, logs=self._logs, environ=os.environ, warm=warm
-        )
+            node=str(self._incarnation), work=self._home.work, logs=self._logs, environ=os.environ, warm=warm,
+            reuse=settings.reused,
+        )  # fmt: skip
         try:
             self._table = _core.AttemptTable(
                 str(self._home.attempts), self._guard.token, rows=2 * settings.workers + _ROWS_AHEAD

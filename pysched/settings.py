@@ -10,11 +10,12 @@ import sys
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import ByteSize, Field, ValidationError, model_validator
+from pydantic import BeforeValidator, ByteSize, Field, ValidationError, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from pysched.errors import SettingsError
 from pysched.home import default_home
+from pysched.model import Priority
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -22,6 +23,16 @@ else:
     import tomli as tomllib
 
 SETTINGS_FILE = "pysched.toml"
+
+
+def _priorities(given: object) -> object:
+    """Of text as LOW,MED, or a list, in any case."""
+    names = given.split(",") if isinstance(given, str) else given if isinstance(given, list) else [given]
+    found = [str(name).strip().upper() for name in names]
+    for name in found:
+        if name not in Priority.__members__:
+            raise ValueError(f"{name!r} is no priority; use HIGH, MED or LOW, as LOW,MED")
+    return found
 
 
 class Settings(BaseSettings):
@@ -96,6 +107,12 @@ class Settings(BaseSettings):
     preload: list[str] = Field(
         ["numpy"], description="modules that this process imports, as numpy, torch, sklearn.linear_model"
     )
+    # Text, too, so that the environment need not be JSON.
+    reuse: Annotated[list[str] | str, BeforeValidator(_priorities)] = Field(
+        [],
+        description="priorities whose entrypoints are called in reused workers, as LOW,MED, unless a task says whether "
+        "its own is",
+    )
     drain_timeout: Annotated[float, Field(ge=0)] | None = Field(
         None,
         description="seconds a stopping node waits for running jobs before it hands them back; for ever by default",
@@ -134,6 +151,10 @@ class Settings(BaseSettings):
     @property
     def completed_folder(self) -> Path:
         return (self.completed or self.home / "completed").absolute()
+
+    @property
+    def reused(self) -> frozenset[Priority]:
+        return frozenset(Priority[name] for name in self.reuse)
 
     @property
     def lane_count(self) -> int:

@@ -161,8 +161,12 @@ class Task(BaseModel):
     ] = None
     params: Annotated[dict[str, JsonValue], AfterValidator(_params)] = Field(default_factory=dict)
     reuse: Annotated[
-        bool, Field(description="call the entrypoint in a process that made such calls before; they share its state")
-    ] = False
+        bool | None,
+        Field(
+            description="call the entrypoint in a process that made such calls before; they share its state; null: as "
+            "the node is set for the priority"
+        ),
+    ] = None
     duration_ms: Annotated[
         int, Field(ge=0, le=86_400_000, description="simulated work, without command and entrypoint")
     ] = 100
@@ -283,16 +287,26 @@ def demand(kind: TaskType, cpus: float | None, mem: int | None, gpus: float | No
 
 def is_same(one: str, other: str) -> bool:
     """Whether two specs have the same content."""
-    return one == other or (_TRACED in one + other and _untraced(one) == _untraced(other))
+    return one == other or (_is_reduced(one + other) and _content(one) == _content(other))
 
 
-def _untraced(spec: str) -> str:
-    if _TRACED not in spec:
+def _content(spec: str) -> str:
+    """Without its trace, and without a `reuse` of false, which was not written before it meant more than nothing."""
+    if not _is_reduced(spec):
         return spec
-    return dump({name: value for name, value in json.loads(spec).items() if name not in trace.FIELDS})
+    fields = json.loads(spec)
+    if fields.get("reuse") is False:
+        del fields["reuse"]
+    return dump({name: value for name, value in fields.items() if name not in trace.FIELDS})
+
+
+def _is_reduced(text: str) -> bool:
+    """Whether there may be something to leave out."""
+    return _TRACED in text or _NOT_REUSED in text
 
 
 _TRACED = '"traceparent":'
+_NOT_REUSED = '"reuse":false'
 FIELDS = tuple(Task.model_fields)
 _ONE = TypeAdapter(Task)
 _DECODER = json.JSONDecoder()

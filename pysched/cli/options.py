@@ -39,6 +39,11 @@ node = apply(
     click.option(
         "--gpus", metavar="A,B", help="GPUs that tasks may ask for; by default those that NVML sees, or none."
     ),
+    click.option(
+        "--reuse",
+        metavar="LOW,MED",
+        help="Priorities whose entrypoints share processes unless a task says; by default none.",
+    ),
     click.option("--queue", type=_FOLDER, help="Folder watched for .task files; HOME/queue by default."),
     click.option("--completed", type=_FOLDER, help="Folder that gets .done files; HOME/completed by default."),
     click.option("--poll", "poll_s", type=float, metavar="SECONDS", help="Scan of the queue folder; 1 by default."),

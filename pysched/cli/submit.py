@@ -36,7 +36,9 @@ _field_options = [
     click.option("--cpus", type=float, help="Processors it holds while it runs; 1 for ml, 0 for system by default."),
     click.option("--mem", metavar="SIZE", help="Memory it holds, as 4GiB; ends when it uses more."),
     click.option("--gpus", type=float, help="GPUs it holds: a part of one, as 0.5, or whole ones."),
-    click.option("--reuse", is_flag=True, default=None, help="Call it in a process that made such calls before."),
+    click.option(
+        "--reuse/--no-reuse", default=None, help="Call it in a process that made such calls before, or in its own."
+    ),
     click.option("--duration", type=DURATION, help="Simulated work, without command and entrypoint."),
     click.option("-r", "--retries", type=int, help="Further attempts after the first; 3 by default."),
     click.option("--retry-delay", type=DURATION, help="Before the second attempt, then doubling; 0.5s by default."),

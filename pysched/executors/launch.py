@@ -9,7 +9,7 @@ import json
 import os
 import re
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,7 +17,7 @@ from pysched._core import Pattern, Program
 from pysched.errors import NodeError
 from pysched.executors.files import NAMES, LogFolder
 from pysched.executors.shell import found, plain_words
-from pysched.model import AttemptKey, TaskType
+from pysched.model import AttemptKey, Priority, TaskType
 from pysched.task import Task
 
 _INHERITED = frozenset(
@@ -55,16 +55,25 @@ class _Plan:
 class Launcher:
     """Prepares the programs of one node.
 
-    `node` is the incarnation, `work` the folder jobs start in by default; `warm`: there is a zygote.
+    `node` is the incarnation, `work` the folder jobs start in by default; `warm`: there is a zygote; `reuse`:
+    priorities whose calls are made by reused workers where the task does not say.
     """
 
     def __init__(
-        self, *, node: str, work: Path, logs: LogFolder, environ: Mapping[str, str], warm: bool = False
+        self,
+        *,
+        node: str,
+        work: Path,
+        logs: LogFolder,
+        environ: Mapping[str, str],
+        warm: bool = False,
+        reuse: Collection[Priority] = (),
     ) -> None:
         self._node = node
         self._work = os.fsencode(work)
         self._logs = logs
         self._warm = warm
+        self._reuse = reuse
         self._inherited = inherited(environ)
         self._plans: dict[int, _Plan] = {}
 
@@ -137,8 +146,14 @@ class Launcher:
             path=path,
             takes_params=ml,
             warm_bytes=_WARM_BYTES - sum(len(entry) + 1 for entry in entries),
-            reuse=_environment_key(cwd, task) if task.reuse and not task.gpus else 0,  # CUDA keeps its first device
+            # CUDA keeps its first device.
+            reuse=_environment_key(cwd, task) if self._reuses(task) and not task.gpus else 0,
         )
+
+    def _reuses(self, task: Task) -> bool:
+        if task.reuse is not None:
+            return task.reuse
+        return task.entrypoint is not None and task.priority in self._reuse
 
 
 def _trace(task: Task) -> dict[str, str]:

@@ -193,6 +193,33 @@ def test_calls_share_a_process_where_a_task_says_so(site: Site) -> None:
     assert len({record["result"] for record in records.values()}) == 5
 
 
+def test_calls_of_some_priorities_share_a_process_unless_a_task_says(site: Site) -> None:
+    (site.root / "jobs.py").write_text("import os\ndef pid():\n    return os.getpid()\n")
+    site.home.mkdir()
+    (site.home / "pysched.toml").write_text('reuse = ["low", "HIGH"]\n')
+    site.node("--reuse", "LOW,Med", workers=1)  # wins
+    for number in range(3):
+        for priority in ("LOW", "MED", "HIGH"):
+            site.drop(f"{priority}-{number}", warm(site, entrypoint="jobs:pid", priority=priority))
+        site.drop(f"own-{number}", warm(site, entrypoint="jobs:pid", priority="LOW", reuse=False))
+        site.drop(f"simulated-{number}", warm(site, duration_ms=1, priority="LOW"))
+        site.drop(f"said-{number}", warm(site, entrypoint="jobs:pid", priority="HIGH", reuse=True))
+    records = site.all_done(18)
+    assert {record["status"] for record in records.values()} == {"succeeded"}
+    pids = {
+        kind: {records[f"{kind}-{number}"]["result"] for number in range(3)}
+        for kind in ("LOW", "MED", "HIGH", "own", "said")
+    }
+    assert len(pids["LOW"] | pids["MED"] | pids["said"]) == 1
+    assert len(pids["HIGH"] | pids["own"]) == 6
+
+
+def test_a_wrong_priority_to_reuse_is_an_error_that_says_so(site: Site) -> None:
+    process = site.start("run", "--reuse", "LOW,MIDDLE")
+    assert process.popen.wait(60) == 2
+    assert "reuse: 'MIDDLE' is no priority; use HIGH, MED or LOW, as LOW,MED\n" in process.messages
+
+
 def test_a_call_in_a_reused_worker_outlives_a_killed_node(site: Site) -> None:
     (site.root / "jobs.py").write_text(
         "import os\ndef pid():\n    return os.getpid()\n"

@@ -30,7 +30,7 @@ FIELDS: dict[str, st.SearchStrategy[Any]] = {
     "command": TEXT | st.lists(TEXT, max_size=2) | st.none(),
     "entrypoint": st.sampled_from(["m:f", "m", None]),
     "params": st.dictionaries(TEXT, JSON, max_size=3),
-    "reuse": st.booleans(),
+    "reuse": st.booleans() | st.none(),
     "duration_ms": NUMBER,
     "max_retries": NUMBER,
     "retry_delay_s": NUMBER,

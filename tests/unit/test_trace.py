@@ -68,6 +68,21 @@ def test_it_is_kept_and_is_no_content() -> None:
     assert not is_same(spec(), spec(rank=1))
 
 
+def test_a_reuse_that_is_denied_is_kept_and_is_no_content() -> None:
+    """Earlier versions stored it as nothing at all."""
+
+    def spec(**fields: Any) -> str:
+        return parse_task({"type": "ml", "entrypoint": "m:f", "params": {"reuse": False}, **fields}).spec()
+
+    assert Task.from_spec("a", spec(reuse=False)).reuse is False
+    assert Task.from_spec("a", spec()).reuse is None
+    assert is_same(spec(), spec(reuse=False))
+    assert is_same(spec(reuse=False, traceparent=PARENT), spec())
+    assert not is_same(spec(reuse=True), spec(reuse=False))
+    assert not is_same(spec(reuse=False), spec(reuse=False, rank=1))
+    assert not is_same(spec(), spec(params={}))
+
+
 def variables(tmp_path: Path, **fields: Any) -> dict[bytes, bytes]:
     launcher = Launcher(node="n", work=tmp_path, logs=LogFolder(tmp_path), environ={"TRACEPARENT": "the node's"})
     program = launcher.prepare(AttemptKey(id="a", attempt=1, token=1), parse_task({"command": ["true"], **fields}))
