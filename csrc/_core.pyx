@@ -39,6 +39,7 @@ include "killer_wait.pyx"     # when it looks, and what it waits for
 include "zygote.pyx"          # warm starts: jobs that a zygote forks
 include "memory.pyx"          # the thread that looks at what attempts with a limit use
 include "worker.pyx"          # processes that make one call after the other
+include "holders.pyx"         # those that have GPUs, of all lanes
 include "strays.pyx"          # members of a tree that shed its mark
 include "lane.pyx"            # the threads: exploit, wait
 include "adoption.pyx"        # attempts of an earlier incarnation in a lane's hands

@@ -31,6 +31,13 @@ cdef struct Device:
     char[DEVICE_NAME_BYTES] name
 
 
+cdef struct Holder:     # a worker that is idle and has devices, see holders.pyx
+    const void* worker  # to be told from others, and for nothing else: it is its lane's
+    uint64_t key
+    uint64_t devices
+    int lane
+
+
 cdef cppclass Admission:
     # Everything is guarded by the mutex but `devices[…].name` and `count`, which never change.
     padded_mutex mutex
@@ -40,6 +47,7 @@ cdef cppclass Admission:
     int64_t waiting     # attempts whose share is WANTED
     int count
     Device[DEVICES_MAX] devices
+    array[Holder] holders
     Processors processors
     ParkedList parked
     uint64_t reserved   # handle of the one that is reserved for
@@ -82,6 +90,34 @@ cdef uint64_t admission_devices(Admission* admission, int64_t wanted) noexcept n
             found |= <uint64_t> 1 << i
             wanted -= WHOLE
     return found if wanted <= 0 else 0
+
+
+cdef uint64_t admission_devices_for(Admission* admission, const Record* record) noexcept nogil:
+    """The same, and of several that serve equally well those of an idle worker that may make the call."""
+    cdef int64_t wanted = record.demand[RESOURCE_GPU]
+    cdef uint64_t found = admission_devices(admission, wanted)
+    cdef size_t i
+    for i in range(admission.holders.size()):
+        if (admission.holders[i].key == record.reuse
+                and admission_are_alike(admission, found, admission.holders[i].devices)):
+            return admission.holders[i].devices
+    return found
+
+
+cdef bint admission_are_alike(Admission* admission, uint64_t some, uint64_t others) noexcept nogil:
+    """Whether there are as many, and of each as much is free; it is equally much of all of `some`."""
+    cdef int64_t rest = -1
+    cdef int i, balance = 0
+    for i in range(admission.count):
+        if some >> i & 1:
+            rest = admission.devices[i].rest
+            balance += 1
+    for i in range(admission.count):
+        if others >> i & 1:
+            if admission.devices[i].rest != rest:
+                return False
+            balance -= 1
+    return balance == 0
 
 
 cdef void admission_take_devices(Admission* admission, uint64_t devices, int64_t amount) noexcept nogil:
@@ -153,7 +189,7 @@ cdef void admission_hold(Admission* admission, Record* record) noexcept nogil:
     record_take_processors(record, &admission.processors)
     if record.demand[RESOURCE_GPU]:
         if record.devices == 0:  # else an adopted attempt brings them
-            record.devices = admission_devices(admission, record.demand[RESOURCE_GPU])
+            record.devices = admission_devices_for(admission, record)
         admission_take_devices(admission, record.devices, record.demand[RESOURCE_GPU])
 
 

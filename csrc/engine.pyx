@@ -31,14 +31,17 @@ cdef enum LetterKind:
     LETTER_GONE         # of the killer: nothing is left of the tree
     LETTER_SURVIVES     # of the killer: KILL was long ago
     LETTER_ADOPT        # of Python: an attempt that runs already
+    LETTER_START        # of another lane: an attempt that it has taken, and its slot
+    LETTER_LET_GO       # of another lane: idle workers have devices that it needs
 
 cdef struct Letter:     # what Python asks of a lane, which alone touches its children and timers
     LetterKind kind
     uint8_t cause
     # Never a Record*, which may end before the letter is read.  LETTER_ARM: the token.  From the killer it is one,
-    # which its lane keeps until LETTER_GONE; LETTER_ADOPT makes its lane the owner of one.
+    # which its lane keeps until LETTER_GONE; LETTER_ADOPT and _START make its lane the owner of one.  _LET_GO: devices.
     uint64_t handle
-    # LETTER_KILL: grace; _ARM: deadline; _ZYGOTE: the socket; _GONE: number of the last request; _SURVIVES: how many
+    # LETTER_KILL: grace; _ARM: deadline; _ZYGOTE: the socket; _GONE: number of the last request; _SURVIVES: how many;
+    # _LET_GO: key of those that stay
     int64_t ns
 
 

@@ -151,7 +151,16 @@ cdef void lane_release_slots(Lane* lane) noexcept nogil:
 
 
 cdef void lane_start(Lane* lane, Record* record) noexcept nogil:
-    """Spawn the program of a record that this lane has taken."""
+    """A record that this lane has taken; here, unless its call is for a worker of another lane."""
+    cdef int host = lane_of_holder(lane, record) if record.devices else lane.number
+    if host == lane.number:
+        lane_start_here(lane, record)
+    else:
+        lane_hand_over(lane, record, host)
+
+
+cdef void lane_start_here(Lane* lane, Record* record) noexcept nogil:
+    """Spawn its program, or ask who has it already."""
     cdef Engine* engine = lane.engine
     cdef Spawn spawn
     # Taken before the spawn: a lane that is preempted while its child already runs must not shorten the run time.
@@ -164,6 +173,8 @@ cdef void lane_start(Lane* lane, Record* record) noexcept nogil:
     if record.warm:
         lane_start_warm(lane, record)
         return
+    if record.devices:
+        lane_end_holders(lane, record.devices, 0)
     record_spawn_in_leaf(
         record, lane.number, lane.stack, &engine.leaves, &engine.open_files, &engine.signals, &spawn)
     if spawn.step != STEP_NONE:

@@ -4,7 +4,7 @@ from cython.operator cimport dereference
 from libc.stdint cimport int64_t, uint32_t, uint64_t
 from libc.stdlib cimport free
 from libc.string cimport memset
-from libcpp.atomic cimport memory_order_relaxed
+from libcpp.atomic cimport memory_order_acquire, memory_order_relaxed
 from libcpp.unordered_map cimport unordered_map
 
 from native cimport CLOCK_BOOTTIME, CLOCK_REALTIME, checked_realloc
@@ -28,6 +28,10 @@ cdef void lane_read_mail(Lane* lane) noexcept nogil:
             lane_tree_gone(lane, <Record*> lane.letters[i].handle, <uint32_t> lane.letters[i].ns)
         elif lane.letters[i].kind == LETTER_SURVIVES:
             lane_tree_survives(lane, <Record*> lane.letters[i].handle, <int> lane.letters[i].ns)
+        elif lane.letters[i].kind == LETTER_START:
+            lane_take_over(lane, <Record*> lane.letters[i].handle)
+        elif lane.letters[i].kind == LETTER_LET_GO:
+            lane_end_holders(lane, lane.letters[i].handle, <uint64_t> lane.letters[i].ns)
         else:
             lane_kill(lane, &lane.letters[i])
     lane.letters.clear()
@@ -41,7 +45,8 @@ cdef void lane_kill(Lane* lane, const Letter* letter) noexcept nogil:
     found = engine.registry.find(letter.handle)
     if found != engine.registry.end():
         record = dereference(found).second
-        if record.state.load(memory_order_relaxed) != RECORD_TAKEN + <uint32_t> lane.number:
+        # acquire: it may have been another lane's.
+        if record.state.load(memory_order_acquire) != RECORD_TAKEN + <uint32_t> lane.number:
             record = NULL
     engine.registry_mutex.unlock()
     if record == NULL:

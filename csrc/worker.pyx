@@ -1,4 +1,4 @@
-# Reused workers: processes that make many calls, one after the other, for attempts with the same key.
+# Reused workers: processes that make many calls, one after the other, for attempts with the same key and GPUs.
 #
 #     forked ──reply──► busy ──CallEnd──► idle ──StartRequest──► asked ──desk: begun, or CallEnd──► busy
 #       │                │  ▲               │ ▲                    │
@@ -21,8 +21,8 @@
 # A worker refuses a call whose files or folder cannot be had, which is the attempt's failure, and one for which it
 # would have to import changed modules (ESTALE), which is given to another worker.
 #
-# A lane owns the workers that it has asked for, and gives them records from its own hands only.  A record that a worker
-# has shares the worker's pidfd.
+# A lane owns the workers that it has asked for, and gives them records from its own hands only, of which it gets some
+# from other lanes (holders.pyx).  A record that a worker has shares the worker's pidfd.
 #
 # kill -9 of the node: the worker reads the end of file when its call has ended, and exits with the call's code, its
 # result in the file; until then it is the attempt's process, so guard and next incarnation treat it as any other.  Its
@@ -76,6 +76,7 @@ cdef enum:
 cdef cppclass WorkerProcess:
     # The lane's own.
     uint64_t key
+    uint64_t devices    # GPUs that it was born with, as bits; it makes calls for no others, see holders.pyx
     int socket          # -1: closed
     int pidfd           # -1: not forked yet
     pid_t pid
@@ -98,6 +99,10 @@ cdef bint worker_tagged(const void* tag) noexcept nogil:
     return (<size_t> tag) & TAGS != 0
 
 
+cdef inline bint worker_is_idle(const WorkerProcess* worker) noexcept nogil:
+    return worker.record == NULL and worker.socket >= 0
+
+
 cdef inline void worker_part(Record* record) noexcept nogil:
     """The record keeps nothing of its worker."""
     if record.worker != NULL:
@@ -117,6 +122,7 @@ cdef WorkerProcess* worker_new(Lane* lane, Record* record, Handed* handed) noexc
         return NULL
     worker = new WorkerProcess()
     worker.key = record.reuse
+    worker.devices = record.devices
     worker.socket = ours
     worker.desk = desk
     worker.pidfd = -1
@@ -150,7 +156,7 @@ cdef bint lane_call_worker(Lane* lane, Record* record) noexcept nogil:
     while i > 0:
         i -= 1
         worker = lane.workers[i]
-        if worker.record == NULL and worker.key == record.reuse and worker.socket >= 0:
+        if worker_is_idle(worker) and worker.key == record.reuse and worker.devices == record.devices:
             worker_lend(lane, worker, record)
             if zygote_ask(worker.socket, record, lane.number, lane.engine, &nothing) == 0:
                 look_ns = min(LOOK_NS, record.timeout_ns) if record.timeout_ns else LOOK_NS
@@ -161,6 +167,7 @@ cdef bint lane_call_worker(Lane* lane, Record* record) noexcept nogil:
 
 
 cdef void worker_lend(Lane* lane, WorkerProcess* worker, Record* record) noexcept nogil:
+    worker_leave_devices(lane, worker)
     worker.call += 1
     worker.asked_ns = record.started_ns
     worker.record = record
@@ -273,8 +280,8 @@ cdef void worker_ended_call(Lane* lane, WorkerProcess* worker, const WorkerWords
     worker.desk.heard.store(worker.call, memory_order_release)
     lane_tell_end(lane, record, words.end.status, 0, &usage, 0)
     note_keep_result(&lane.notes.back(), record.is_silent, words)
+    worker_rest(lane, worker)  # first: who gets its devices next may come to it
     lane_release(lane, record)
-    worker_rest(lane, worker)
 
 
 cdef void note_keep_result(Note* note, bint is_silent, const WorkerWords* words) noexcept nogil:
@@ -291,12 +298,16 @@ cdef void note_keep_result(Note* note, bint is_silent, const WorkerWords* words)
 # ---- rest and end ----------------------------------------------------------------------------------------------------
 
 cdef void worker_rest(Lane* lane, WorkerProcess* worker) noexcept nogil:
-    """Idle; the one that has been so for the longest goes if there are more than can be busy."""
+    """Idle; the one that has been so for the longest goes if there are more than can be busy.  Those that hold devices
+    do not count: who gets these ends them."""
     cdef WorkerProcess* oldest = NULL
     cdef size_t i, idle = 0
     timers_arm(&lane.timers, &worker.timer, TIMER_WORKER, now(CLOCK_BOOTTIME) + IDLE_NS)
+    if worker.devices:
+        worker_hold_devices(lane, worker)
+        return
     for i in range(lane.workers.size()):
-        if lane.workers[i].record == NULL and lane.workers[i].socket >= 0:
+        if worker_is_idle(lane.workers[i]) and lane.workers[i].devices == 0:
             idle += 1
             if oldest == NULL or lane.workers[i].timer.deadline_ns < oldest.timer.deadline_ns:
                 oldest = lane.workers[i]
@@ -323,6 +334,7 @@ cdef void lane_time_worker(Lane* lane, WorkerProcess* worker) noexcept nogil:
 cdef void worker_hang_up(Lane* lane, WorkerProcess* worker) noexcept nogil:
     """It ends for that, as soon as it has nothing to do."""
     timers_disarm(&lane.timers, &worker.timer)
+    worker_leave_devices(lane, worker)
     epoll_ctl(lane.epoll, EPOLL_CTL_DEL, worker.socket, NULL)
     close(worker.socket)
     worker.socket = -1
@@ -383,7 +395,7 @@ cdef void lane_free_workers(Lane* lane) noexcept nogil:
     cdef int64_t deadline_ns = now(CLOCK_BOOTTIME) + PARTING_NS
     cdef size_t i
     for i in range(lane.workers.size()):
-        if lane.workers[i].socket >= 0 and lane.workers[i].record == NULL:
+        if worker_is_idle(lane.workers[i]):
             worker_hang_up(lane, lane.workers[i])
     while not lane.workers.empty():
         worker = lane.workers.back()

@@ -115,8 +115,12 @@ cdef int zygote_ask(
 
 cdef void lane_start_warm(Lane* lane, Record* record) noexcept nogil:
     """Begin to start a record that this lane has taken; the slot is the attempt's from now on."""
+    cdef bint is_called
     lane.slots -= 1
-    if record.reuse and lane_call_worker(lane, record):
+    is_called = record.reuse != 0 and lane_call_worker(lane, record)
+    if record.devices:
+        lane_end_holders(lane, record.devices, key_that_stays(record))
+    if is_called:
         return
     lane.zygote.wanted.push_back(record)
     lane_ask_zygote(lane)

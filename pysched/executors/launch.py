@@ -146,8 +146,7 @@ class Launcher:
             path=path,
             takes_params=ml,
             warm_bytes=_WARM_BYTES - sum(len(entry) + 1 for entry in entries),
-            # CUDA keeps its first device.
-            reuse=_environment_key(cwd, task) if self._reuses(task) and not task.gpus else 0,
+            reuse=_environment_key(cwd, task) if self._reuses(task) else 0,
         )
 
     def _reuses(self, task: Task) -> bool:

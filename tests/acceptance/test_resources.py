@@ -116,6 +116,36 @@ def test_warm_jobs_get_their_devices_and_their_threads(site: Site) -> None:
     assert (results["wide"][0] in {"GPU-aa", "GPU-bb"}, *results["wide"][1:]) == (True, "3", True)
 
 
+REUSED = """\
+import os
+
+born = os.environ.get("CUDA_VISIBLE_DEVICES")
+
+
+def see():
+    return [os.getpid(), born, os.environ.get("CUDA_VISIBLE_DEVICES")]
+"""
+
+
+def test_reused_workers_keep_to_the_devices_they_were_born_with(site: Site) -> None:
+    (site.root / "jobs.py").write_text(REUSED)
+    site.node("--cpus", "8", "--gpus", "GPU-aa,GPU-bb", "--reuse", "MED", workers=8)
+    task: dict[str, Any] = {"type": "ml", "entrypoint": "jobs:see", "cwd": str(site.root)}
+    for number in range(20):
+        site.drop(f"one-{number}", {**task, "gpus": 1})
+    records = site.all_done(20)
+    said = {tuple(record["result"]) for record in records.values()}
+    assert all(born == now for _, born, now in said)
+    assert len(said) == len({pid for pid, _, _ in said}) <= 2
+    pids = {pid for pid, _, _ in said}
+    site.drop("two", {"command": "echo $CUDA_VISIBLE_DEVICES", "gpus": 2})
+    assert site.done("two")["status"] == "succeeded"
+    site.drop("own", {**task, "gpus": 1, "reuse": False})
+    assert site.done("own")["result"][0] not in pids
+    site.drop("next", {**task, "gpus": 1})
+    assert site.done("next")["result"][0] not in pids  # they gave way to those who got their devices
+
+
 TAKES = """\
 import time
 
