@@ -34,7 +34,7 @@ NATIVE_TESTS ?= tests/native \
 	$(addprefix tests/unit/test_,ready_queue.py ageing.py histogram.py done.py folder.py executor.py \
 	executor_future.py executor_process.py)
 
-.PHONY: run test test-versions check fuzz-http bench bench-durable bench-cli bench-http bench-queue bench-peers bench-server bench-ten-thousand bench-warm chaos sanitize $(SANITIZERS:%=sanitize-%) coverage clean FORCE
+.PHONY: run test test-versions test-machine check fuzz-http bench bench-durable bench-cli bench-http bench-queue bench-peers bench-server bench-ten-thousand bench-warm chaos sanitize $(SANITIZERS:%=sanitize-%) coverage clean FORCE
 .DELETE_ON_ERROR:
 
 run: $(INSTALLED)
@@ -134,6 +134,11 @@ check: $(VENV)/.editable
 	cd $(TREE) && PYTHONPATH=$$($(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))') \
 	  $(BIN)/python -S $(BIN)/lint-imports --config $(CURDIR)/pyproject.toml --no-cache
 	$(BIN)/cython-lint csrc
+
+# The tests of control groups on a kernel that has them in version 2 alone, in an emulated machine.
+test-machine: $(VENV)/.editable
+	tests/machine/run $(BIN)/python $(or $(PYTEST),tests/native/test_leaf_limits.py tests/native/test_leaves.py \
+	  tests/native/test_memory.py tests/acceptance/test_memory_limits.py)
 
 # At least 200 kills, and what else can go wrong between node, disk and database; some ten minutes.  Then each system
 # call of a node as its last one (with strace), and 20,000 tasks on three nodes.

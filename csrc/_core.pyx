@@ -76,6 +76,7 @@ cdef class Core:
     def __cinit__(
         self, *, lanes, workers, ageing_s=0.0, subreaper=False, log_limit=0, log_limit_ends=False,
         AttemptTable table=None, guard_bell=None, cpus=None, memory=None, gpus=(), affinity=False, cgroup=None,
+        limited=None,
     ):
         cdef int64_t ageing_ns = to_ns("ageing_s", ageing_s)
         cdef Admission* admission
@@ -98,7 +99,9 @@ cdef class Core:
         self.engine.table = table.table if table is not None else NULL
         crew_open(&self.crew, subreaper)
         if cgroup is not None and self.engine.signals.by_kernel:
-            leaves_open(&self.engine.leaves, cgroup, self.engine.open_files.rlim_max)
+            leaves_open(&self.engine.leaves, cgroup, False, self.engine.open_files.rlim_max)
+        if limited is not None and self.engine.signals.by_kernel:
+            leaves_open(&self.engine.limited, limited, True, self.engine.open_files.rlim_max)
         if guard_bell is not None:
             if not lane_heed_guard(self.crew.lanes[0], whole("guard_bell", guard_bell, 0, 2**31 - 1)):
                 raise OSError(errno, "the guard cannot be watched")

@@ -108,11 +108,12 @@ cdef bint engine_adopt(Engine* engine, Record* record) noexcept nogil:
     record.ticket.queued_ns = row.started_ns - record.waited_ns
     record.home = 0
     record_find_leaf(record, &engine.leaves)
+    record_find_leaf(record, &engine.limited)
     record.state.store(RECORD_TAKEN, memory_order_release)  # by lane 0
     records.push_back(record)
     if engine_register(engine, &records):
         close(record.pidfd)
-        record_leave_leaf(record, &engine.leaves)
+        record_leave_leaf(record)
         return False
     row.since_ns = now(CLOCK_BOOTTIME)
     if record.admission != NULL:

@@ -70,7 +70,7 @@ cdef int crew_make(Crew* crew, int lanes, int workers, int64_t ageing_ns, Admiss
     engine.workers.store(workers)
     engine.lanes = lanes
     queue_init(&engine.queue, lanes, ageing_ns)
-    engine.outbox.bell = engine.leaves.folder = -1
+    engine.outbox.bell = engine.leaves.folder = engine.limited.folder = -1
     engine.mail = <Mailbox**> checked_realloc(NULL, lanes * sizeof(Mailbox*))
     engine.counters = <counter_array**> checked_realloc(NULL, (lanes + 1) * sizeof(counter_array*))
     engine.latencies = <Latencies**> checked_realloc(NULL, lanes * sizeof(Latencies*))
@@ -192,6 +192,7 @@ cdef void crew_free(Crew* crew) noexcept:
     for i in range(<int> parked.size()):
         record_free(parked[i])
     leaves_free(&engine.leaves)
+    leaves_free(&engine.limited)
     del engine.admission
     for i in range(engine.lanes):
         if engine.mail[i].bell >= 0:

@@ -77,6 +77,7 @@ cdef cppclass Engine:
     OutputLimit output_limit
     uint64_t salt                   # of the marks of launches that bring none
     Leaves leaves
+    Leaves limited                  # those with limits of memory
     Killer* killer
     Table* table                    # of attempts; NULL: none
     Admission* admission

@@ -385,7 +385,7 @@ cdef int killer_open(Killer* killer, pid_t pid) noexcept nogil:
 cdef bint tree_seems_gone(const Killer* killer, const Tree* tree) noexcept nogil:
     if not tree.leader_ended or tree.alive or not killer.sure:
         return False
-    return tree.record.leaf == NULL or not leaf_has_members(&killer.engine.leaves, tree.record.leaf)
+    return tree.record.leaf == NULL or not leaf_has_members(tree.record.leaf.leaves, tree.record.leaf)
 
 
 cdef void killer_settle(Killer* killer) noexcept nogil:

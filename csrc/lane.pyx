@@ -176,7 +176,7 @@ cdef void lane_start_here(Lane* lane, Record* record) noexcept nogil:
     if record.devices:
         lane_end_holders(lane, record.devices, 0)
     record_spawn_in_leaf(
-        record, lane.number, lane.stack, &engine.leaves, &engine.open_files, &engine.signals, &spawn)
+        record, lane.number, lane.stack, &engine.leaves, &engine.limited, &engine.open_files, &engine.signals, &spawn)
     if spawn.step != STEP_NONE:
         lane_not_started(lane, record, &spawn)
         return
@@ -417,6 +417,13 @@ cdef void lane_tell_end(
 ) noexcept nogil:
     cdef counter_array* counters = lane.engine.counters[lane.number]
     cdef Note note
+    cdef bint ran_out = False
+    cdef int64_t peak_kb
+    if record.cause == CAUSED_BY_NOTHING and status & 0x7f == SIGKILL:
+        ran_out = record_ran_out(record)
+    if ran_out:
+        record.cause = CAUSED_BY_MEMORY
+        count(counters, COUNT_KILLED)
     lane_cap_output(lane, record)
     note_init(&note, record, KIND_EXITED, record.cause)
     lane_describe(lane, record, &note)
@@ -430,6 +437,9 @@ cdef void lane_tell_end(
     if record.worker != NULL:
         note.cpu_ns -= record.worker.cpu_ns  # the others' calls
     note.max_rss_kb = max(usage.ru_maxrss, memory_unwatch(lane.engine, record))
+    peak_kb = record_peak_kb(record) if ran_out else 0
+    if peak_kb:  # else what was seen
+        note.max_rss_kb = peak_kb
     note.survivors = survivors
     note.kill_ns = record.kill_ns
     record.has_exited = status & 0x7f == 0 and not record.ending  # by no signal; or unknown, which is -1
@@ -452,7 +462,7 @@ cdef void lane_release(Lane* lane, Record* record) noexcept nogil:
         lane_forget_unrecorded(lane, record)
     if record.pidfd >= 0:
         close(record.pidfd)
-    record_leave_leaf(record, &lane.engine.leaves)
+    record_leave_leaf(record)
     timers_disarm(&lane.timers, &record.timer)
     timers_disarm(&lane.timers, &record.look)
     engine_forget(lane.engine, record.handle)

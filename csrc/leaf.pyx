@@ -10,6 +10,12 @@
 # has seen a KILL never is: Linux ends whoever is born in one later (it compares how often that cgroup was killed with
 # how often the parent's was).
 #
+# Attempts with a limit of memory have leaves in a folder of their own, where the memory controller is (see
+# pysched/delegation.py).  At its limit the kernel ends all that is in such a leaf: its leader has ended by KILL, and it
+# tells why.  Pages of files that attempts have read or written stay with their leaf, which is one more reason to use it
+# again (one that is removed lives on in the kernel until they go), and never for a lower limit: to set that would take
+# as long as it takes to be rid of them.
+#
 # All of this is a better way to end trees, and no condition for running them: whoever gets no leaf, for whatever
 # reason, is started without, and found by its mark (tree.pyx).
 #
@@ -23,9 +29,9 @@ import os
 
 from libc.errno cimport errno
 from libc.stdint cimport int64_t, uint32_t, uint64_t
-from libc.stdio cimport FILE, fclose, fgets, fopen, snprintf
+from libc.stdio cimport FILE, fclose, fgets, fopen, snprintf, sscanf
 from libc.stdlib cimport free
-from libc.string cimport memcmp, memcpy, strlen, strncmp
+from libc.string cimport memcmp, memcpy, strchr, strlen, strncmp
 from posix.fcntl cimport O_DIRECTORY, O_RDONLY, O_WRONLY, open as open_file
 from posix.resource cimport rlimit
 from posix.types cimport pid_t
@@ -50,7 +56,7 @@ from native cimport (
 
 cdef enum:
     LEAF_PATH_BYTES = 32    # a number and a file's name
-    EVENTS_BYTES = 64
+    EVENTS_BYTES = 256
     LEAVES_RESTING_MAX = 1024  # those above are removed; one takes 8 KiB of the kernel's memory
     LEAVES_HELD_MAX = 64    # the first ones, with descriptors of their own …
     FILES_PER_HELD = 32     # … as long as there are so many descriptors for each of them
@@ -59,7 +65,10 @@ cdef enum:
 cdef int64_t LEAVES_REST_NS = 1_000_000_000  # after the kernel has refused one
 
 cdef cppclass Leaf:
+    Leaves* leaves      # that it is one of
     uint32_t number     # its name
+    int64_t limit       # of memory, bytes; 0: none
+    int64_t oom_events  # that it had before its attempt
     int folder          # O_PATH; -1: none is held open, nor of `events`
     int events          # cgroup.events
 
@@ -69,6 +78,7 @@ ctypedef Leaf* LeafPtr
 
 cdef cppclass Leaves:
     int folder          # -1: there is no place for leaves
+    bint limits         # they have limits of memory
     char* own           # the folder's path as /proc/PID/cgroup says it; NULL: not below our own cgroup
     uint32_t held_max
     padded_mutex mutex  # held for a few memory accesses and never while anything is waited for; guards what follows
@@ -141,17 +151,66 @@ cdef void leaf_members(const Leaves* leaves, const Leaf* leaf, array[pid_t]* mem
     close(file)
 
 
-cdef bint leaf_kill(const Leaves* leaves, const Leaf* leaf) noexcept nogil:
-    """KILL to all that are in it and below it, those included that are being forked; False: not so."""
-    cdef int file = leaf_open(leaves, leaf, b"cgroup.kill", O_WRONLY)
-    cdef bint killed = file >= 0 and write(file, b"1", 1) == 1
+cdef bint leaf_write(const Leaves* leaves, const Leaf* leaf, const char* name, const char* text) noexcept nogil:
+    cdef int file = leaf_open(leaves, leaf, name, O_WRONLY)
+    cdef ssize_t size = <ssize_t> strlen(text)
+    cdef bint written = file >= 0 and write(file, text, <size_t> size) == size
     if file >= 0:
         close(file)
-    return killed
+    return written
 
 
-cdef Leaf* leaf_new(uint32_t number) noexcept nogil:
+cdef bint leaf_kill(const Leaves* leaves, const Leaf* leaf) noexcept nogil:
+    """KILL to all that are in it and below it, those included that are being forked; False: not so."""
+    return leaf_write(leaves, leaf, b"cgroup.kill", b"1")
+
+
+cdef int64_t leaf_number_in(const Leaves* leaves, const Leaf* leaf, const char* name, const char* key) noexcept nogil:
+    """What stands in a file of a number, or behind `key` at the beginning of a line; -1: there is no such thing."""
+    cdef int file = leaf_open(leaves, leaf, name, O_RDONLY)
+    cdef char[EVENTS_BYTES] text
+    cdef const char* place = text
+    cdef ssize_t size = -1
+    cdef long long number = -1
+    if file >= 0:
+        size = read(file, text, sizeof(text) - 1)
+        close(file)
+    if size < 0:
+        return -1
+    text[size] = 0
+    while place != NULL and strncmp(place, key, strlen(key)) != 0:
+        place = strchr(place, c'\n')
+        if place != NULL:
+            place += 1
+    if place == NULL or sscanf(place + strlen(key), b"%lld", &number) != 1:
+        return -1
+    return number
+
+
+cdef inline int64_t leaf_oom_events(const Leaves* leaves, const Leaf* leaf) noexcept nogil:
+    """How often there was no memory to be had at its own limit."""
+    return leaf_number_in(leaves, leaf, b"memory.events.local", b"oom ")
+
+
+cdef bint leaf_limit(const Leaves* leaves, Leaf* leaf, int64_t memory) noexcept nogil:
+    """Let all that is in it have so many bytes and no swap, and end all of it at that limit; False: not so."""
+    cdef char[24] text
+    if leaf.limit == 0:
+        leaf_write(leaves, leaf, b"memory.swap.max", b"0")  # there is no such file where swap is not counted
+        if not leaf_write(leaves, leaf, b"memory.oom.group", b"1"):
+            return False
+    if leaf.limit != memory:
+        snprintf(text, sizeof(text), b"%lld", <long long> memory)
+        if not leaf_write(leaves, leaf, b"memory.max", text):
+            return False
+        leaf.limit = memory
+    leaf.oom_events = leaf_oom_events(leaves, leaf)
+    return leaf.oom_events >= 0
+
+
+cdef Leaf* leaf_new(Leaves* leaves, uint32_t number) noexcept nogil:
     cdef Leaf* leaf = new Leaf()
+    leaf.leaves = leaves
     leaf.number = number
     leaf.folder = leaf.events = -1
     return leaf
@@ -188,35 +247,58 @@ cdef bint leaf_remove(Leaves* leaves, Leaf* leaf) noexcept nogil:
 
 # ---- a leaf for an attempt -------------------------------------------------------------------------------------------
 
-cdef Leaf* leaves_take(Leaves* leaves) noexcept nogil:
-    """An empty one; NULL: there is none to be had."""
+cdef Leaf* leaves_take(Leaves* leaves, int64_t memory) noexcept nogil:
+    """An empty one, with a limit of so many bytes if they have limits; NULL: there is none to be had."""
     cdef Leaf* leaf
-    cdef int _
     if leaves.folder < 0:
         return NULL
-    leaf = leaves_pop(leaves, &leaves.used)
+    leaf = leaves_find(leaves, memory)
+    if leaves.limits and leaf != NULL and not leaf_limit(leaves, leaf, memory):
+        leaves_give_back(leaves, leaf, True)
+        leaves_rest(leaves)
+        return NULL
+    return leaf
+
+
+cdef Leaf* leaves_find(Leaves* leaves, int64_t memory) noexcept nogil:
+    cdef Leaf* leaf = leaves_pop_used(leaves, memory)
+    cdef int _
     if leaf != NULL:
         if leaf_is_ready(leaves, leaf):
             return leaf
         leaves_push(leaves, &leaves.left, leaf)
     for _ in range(REMOVED_AT_ONCE):
-        leaf = leaves_pop(leaves, &leaves.left)
+        leaf = leaves_pop_left(leaves)
         if leaf != NULL and not leaf_remove(leaves, leaf):
             leaves_push(leaves, &leaves.left, leaf)
     return leaves_make(leaves)
 
 
-cdef Leaf* leaves_pop(Leaves* leaves, array[LeafPtr]* list) noexcept nogil:
-    """NULL: there is none in it.  Of those that are left the one whose turn it is."""
+cdef Leaf* leaves_pop_used(Leaves* leaves, int64_t memory) noexcept nogil:
+    """The last one that has no higher limit; NULL: there is none."""
+    cdef Leaf* leaf = NULL
+    cdef size_t i
+    leaves.mutex.lock()
+    i = leaves.used.size()
+    while i > 0 and leaf == NULL:
+        i -= 1
+        if leaves.used[i].limit <= memory or not leaves.limits:
+            leaf = leaves.used[i]
+            leaves.used[i] = leaves.used.back()
+            leaves.used.pop_back()
+    leaves.mutex.unlock()
+    return leaf
+
+
+cdef Leaf* leaves_pop_left(Leaves* leaves) noexcept nogil:
+    """The one whose turn it is; NULL: there is none."""
     cdef Leaf* leaf = NULL
     leaves.mutex.lock()
-    if not list.empty():
-        leaf = list.back()
-        if list == &leaves.left:
-            leaves.turn = (leaves.turn + 1) % list.size()
-            leaf = list[0][leaves.turn]
-            list[0][leaves.turn] = list.back()
-        list.pop_back()
+    if not leaves.left.empty():
+        leaves.turn = (leaves.turn + 1) % leaves.left.size()
+        leaf = leaves.left[leaves.turn]
+        leaves.left[leaves.turn] = leaves.left.back()
+        leaves.left.pop_back()
     leaves.mutex.unlock()
     return leaf
 
@@ -235,7 +317,7 @@ cdef Leaf* leaves_make(Leaves* leaves) noexcept nogil:
         leaves.mutex.unlock()
         return NULL
     leaves.last += 1
-    leaf = leaf_new(leaves.last)
+    leaf = leaf_new(leaves, leaves.last)
     leaves.mutex.unlock()
     snprintf(path, sizeof(path), b"%u", leaf.number)
     if mkdirat(leaves.folder, path, 0o755) != 0:
@@ -271,12 +353,18 @@ cdef void leaves_give_back(Leaves* leaves, Leaf* leaf, bint was_killed) noexcept
 # ---- the attempts' side ----------------------------------------------------------------------------------------------
 
 cdef void record_spawn_in_leaf(
-    Record* record, int lane, void* stack, Leaves* leaves, const rlimit* open_files, const SignalReset* signals,
-    Spawn* spawn
+    Record* record, int lane, void* stack, Leaves* leaves, Leaves* limited, const rlimit* open_files,
+    const SignalReset* signals, Spawn* spawn
 ) noexcept nogil:
-    """record_spawn, in a leaf if there is one to be had."""
-    cdef Leaf* leaf = leaves_take(leaves)
+    """record_spawn, in a leaf if there is one to be had, and in one of the `limited` if it is to have a limit."""
+    cdef Leaf* leaf = NULL
     cdef int folder = -1
+    if record.demand[RESOURCE_MEMORY]:
+        leaf = leaves_take(limited, record.demand[RESOURCE_MEMORY])
+    if leaf == NULL:
+        leaf = leaves_take(leaves, 0)
+    else:
+        leaves = limited
     if leaf != NULL:
         folder = leaf.folder if leaf.folder >= 0 else leaf_open_folder(leaves, leaf)
     spawn.leaf = folder
@@ -295,16 +383,32 @@ cdef void record_spawn_in_leaf(
         record.leaf = leaf
 
 
-cdef inline void record_leave_leaf(Record* record, Leaves* leaves) noexcept nogil:
+cdef inline void record_leave_leaf(Record* record) noexcept nogil:
     if record.leaf != NULL:
-        leaves_give_back(leaves, record.leaf, not record.has_exited)
+        leaves_give_back(record.leaf.leaves, record.leaf, not record.has_exited)
         record.leaf = NULL
+
+
+cdef inline bint record_is_limited(const Record* record) noexcept nogil:
+    """Whether the kernel ends it at its limit of memory."""
+    return record.leaf != NULL and record.leaf.leaves.limits
+
+
+cdef bint record_ran_out(const Record* record) noexcept nogil:
+    """Whether it has ended for that, if it has ended by KILL."""
+    return record_is_limited(record) and leaf_oom_events(record.leaf.leaves, record.leaf) > record.leaf.oom_events
+
+
+cdef int64_t record_peak_kb(const Record* record) noexcept nogil:
+    """Of one that ran out: the most that its leaf had, but for what others had there before; 0: that is not known."""
+    cdef int64_t peak = leaf_number_in(record.leaf.leaves, record.leaf, b"memory.peak", b"")
+    return max(0, min(peak, record.demand[RESOURCE_MEMORY]) // 1024)
 
 
 cdef void record_find_leaf(Record* record, Leaves* leaves) noexcept nogil:
     """Of an attempt that is being adopted, whose leader cannot be mistaken: it is not collected yet."""
     cdef uint32_t number
-    if leaves.own == NULL:
+    if leaves.own == NULL or record.leaf != NULL:
         return
     number = leaf_of(record.pid, leaves.own)
     if number:
@@ -361,22 +465,23 @@ cdef uint32_t number_of_leaf(const char* name) noexcept nogil:
 
 # ---- construction and end, by the thread that owns the Core ----------------------------------------------------------
 
-cdef int leaves_open(Leaves* leaves, path, uint64_t open_files) except -1:
+cdef int leaves_open(Leaves* leaves, path, bint limits, uint64_t open_files) except -1:
     """`path`: the folder; what lies in it is ours, or what an earlier incarnation has left."""
     cdef bytes own
     cdef uint32_t number
     leaves.folder = open_file(os.fsencode(path), O_RDONLY | O_DIRECTORY | O_CLOEXEC)
     if leaves.folder < 0:
         raise OSError(errno, os.strerror(errno), path)
+    leaves.limits = limits
     leaves.held_max = <uint32_t> min(<uint64_t> LEAVES_HELD_MAX, open_files // FILES_PER_HELD)
     for name in os.listdir(path):
         number = number_of_leaf(os.fsencode(name))
         if number:
-            leaves.left.push_back(leaf_new(number))
+            leaves.left.push_back(leaf_new(leaves, number))
             leaves.last = max(leaves.last, number)
     own = own_cgroup()
     if own is not None:
-        own = own.rstrip(b"/") + b"/" + os.fsencode(os.path.basename(path))
+        own = own.removesuffix(b"/pysched.self").rstrip(b"/") + b"/" + os.fsencode(os.path.basename(path))
         leaves.own = <char*> checked_realloc(NULL, len(own) + 1)
         memcpy(leaves.own, <const char*> own, len(own) + 1)
     return 0

@@ -96,7 +96,7 @@ cdef void killer_kill_in_line(Killer* killer) noexcept nogil:
 
 
 cdef void killer_kill_leaf(Killer* killer, Tree* tree) noexcept nogil:
-    cdef const Leaves* leaves = &killer.engine.leaves
+    cdef const Leaves* leaves = tree.record.leaf.leaves
     cdef Dying dying
     dying.tree = tree
     dying.killed_ns = tree.killed_ns = now(CLOCK_BOOTTIME)
@@ -115,15 +115,16 @@ cdef void killer_kill_leaf(Killer* killer, Tree* tree) noexcept nogil:
 
 cdef void killer_ask_leaves(Killer* killer) noexcept nogil:
     """Who is in the leaf of a tree that is to get its TERM is a member, though nothing else gives it away."""
-    cdef const Leaves* leaves = &killer.engine.leaves
+    cdef const Leaf* leaf
     cdef Tree* tree
     cdef size_t i, k
     for i in range(killer.trees.size()):
         tree = killer.trees[i]
-        if tree.by_leaf or not tree.fresh or tree.record.leaf == NULL or leaves.own == NULL:
+        leaf = tree.record.leaf
+        if tree.by_leaf or not tree.fresh or leaf == NULL or leaf.leaves.own == NULL:
             continue
         killer.children.clear()
-        leaf_members(leaves, tree.record.leaf, &killer.children)
+        leaf_members(leaf.leaves, leaf, &killer.children)
         for k in range(killer.children.size()):
             if killer.children[k] != tree.record.pid and killer_owner(killer, killer.children[k]) != tree:
                 killer_take_in(killer, tree, killer.children[k])
@@ -131,7 +132,7 @@ cdef void killer_ask_leaves(Killer* killer) noexcept nogil:
 
 cdef void killer_take_in(Killer* killer, Tree* tree, pid_t pid) noexcept nogil:
     cdef int pidfd = pidfd_open(pid)
-    if pidfd >= 0 and leaf_of(pid, killer.engine.leaves.own) == tree.record.leaf.number:
+    if pidfd >= 0 and leaf_of(pid, tree.record.leaf.leaves.own) == tree.record.leaf.number:
         killer_remember(killer, tree, pid, pidfd)
     elif pidfd >= 0:
         close(pidfd)

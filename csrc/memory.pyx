@@ -9,6 +9,9 @@
 # each process in its pages (PSS), which it has to count first.  So a warm job pays its part of what the zygote has
 # imported, and workers that a job forks pay once for what they share.
 #
+# Where its leaf has the limit (leaf.pyx), the kernel ends an attempt, and only its peak is looked for here: the
+# kernel's own counts pages of files, too.
+#
 # RLIMIT_AS would refuse the allocation instead, but it counts addresses: CUDA, Go, Java and every library with a pool
 # reserve many times what they use.  What a job can take between two looks is what it can touch in LOOK_LAST_NS.
 
@@ -55,7 +58,7 @@ cdef struct Watched:
     int lane
     int64_t limit_kb
     int64_t peak_kb
-    bint told           # the lane knows that it is over its limit
+    bint told           # the lane knows that it is over its limit, or need not know
     # of this look:
     int64_t resident_kb
     bint shared         # resident_kb is the sum of its processes' shares
@@ -91,6 +94,7 @@ cdef void memory_watch(Lane* lane, const Record* record) noexcept nogil:
     watched.pid = record.pid
     watched.lane = lane.number
     watched.limit_kb = record.demand[RESOURCE_MEMORY] // 1024
+    watched.told = record_is_limited(record)  # then the kernel ends it, and we look for the peak alone
     memory.mutex.lock()
     first = memory.watched.empty()
     memory.watched[record.handle] = watched

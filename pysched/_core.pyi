@@ -421,6 +421,8 @@ class Core:
     cgroup          folder of a cgroup (v2) that is this Core's own, below that of this process: attempts are born in
                     leaves of it, and ended by the kernel (`csrc/leaf.pyx`); None, or a kernel that cannot: they are
                     looked for in /proc.  Warm ones always are.
+    limited         such a folder that hands out the memory controller: those of attempts that ask for memory; at the
+                    limit the kernel ends them.  None: their memory is watched.
     guard_bell      eventfd that the guard, this process's parent, writes to after it has written ends into the table
     """
 
@@ -440,6 +442,7 @@ class Core:
         gpus: Sequence[bytes] = (),
         affinity: bool = False,
         cgroup: str | os.PathLike[str] | None = None,
+        limited: str | os.PathLike[str] | None = None,
     ) -> None: ...
     def submit(self, launches: Sequence[Launch]) -> None:
         """Queue all or, on `ValueError` (a handle is in use, or more is asked for than this Core has) or `RuntimeError`

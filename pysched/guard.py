@@ -39,8 +39,10 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
+from pysched import delegation
 from pysched._core import AttemptTable
 from pysched.errors import NodeDefect, NodeError, NodeSuperseded
 from pysched.home import Home
@@ -129,7 +131,7 @@ class Guard:
         self._reloading = False
         self._reload_ends = 0.0  # monotonic: of the API's patience
         self._node_told = False  # of the reload
-        self._oom_kills = 0
+        self._oom_kills: tuple[int, int | None] = (0, None)
         self._code: int | None = None  # of the whole, once it is certain
 
     def run(self) -> int:
@@ -265,7 +267,7 @@ class Guard:
             _log_restart(self._node, code)
 
     def _killed_itself(self, number: int) -> bool:
-        return number not in _BY_SOMEBODY or (number == signal.SIGKILL and _oom_kills() != self._oom_kills)
+        return number not in _BY_SOMEBODY or (number == signal.SIGKILL and _oom_since(self._oom_kills))
 
     def _holds_jobs(self) -> bool:
         table = self._table()
@@ -371,13 +373,25 @@ def _log(event: str, **facts: Any) -> None:
     structlog.get_logger("guard").error(event, **facts)
 
 
-def _oom_kills() -> int:
-    """How often the kernel has killed for want of memory, on this machine."""
-    with contextlib.suppress(OSError), open("/proc/vmstat") as file:
-        for line in file:
-            if line.startswith("oom_kill "):
-                return int(line.split()[1])
-    return 0
+def _oom_kills() -> tuple[int, int | None]:
+    """How often the kernel has killed for want of memory: on this machine, and of the cgroup that is the node's and
+    ours alone, if there is one; attempts at a limit of their own do not count there."""
+    places = [Path("/proc/vmstat")]
+    with contextlib.suppress(delegation.NotDelegated):
+        places.append(delegation.own_cgroup() / delegation.SELF / "memory.events.local")
+    machine, ours, *_ = [*map(_oom_kills_in, places), None]
+    return machine or 0, ours
+
+
+def _oom_kills_in(place: Path) -> int | None:
+    with contextlib.suppress(OSError), place.open() as file:
+        return next((int(line.split()[1]) for line in file if line.startswith("oom_kill ")), None)
+    return None
+
+
+def _oom_since(before: tuple[int, int | None]) -> bool:
+    machine, ours = _oom_kills()
+    return machine != before[0] and (ours is None or ours != (before[1] or 0))
 
 
 @contextlib.contextmanager

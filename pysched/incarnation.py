@@ -78,8 +78,8 @@ class Incarnation:
                 return False
 
     def _serve(self, store: Store) -> None:
-        with self._leaves() as cgroup, self._crashes_stop_us():
-            node = Node(self._settings, self._guard, self._home, store, self._ending, self._id, cgroup)
+        with self._leaves() as cgroups, self._crashes_stop_us():
+            node = Node(self._settings, self._guard, self._home, store, self._ending, self._id, *cgroups)
             node.start()
             _collect_seldom()
             self._ending.wanted.wait()
@@ -89,16 +89,20 @@ class Incarnation:
                 node.stop()
 
     @contextmanager
-    def _leaves(self) -> Iterator[Path | None]:
-        """The cgroup for those of attempts; None: trees are looked for, which `scheduler doctor` explains."""
+    def _leaves(self) -> Iterator[tuple[Path | None, Path | None]]:
+        """The cgroups for those of attempts, and of attempts with a limit of memory; None: trees are looked for, memory
+        is watched, which `scheduler doctor` explains."""
+        name = str(self._home.identity())
+        places: list[Path | None] = [None, None]
         with ExitStack() as stack:
-            place = None
             if self._settings.cgroup == "auto":
                 try:
-                    place = stack.enter_context(delegation.folder(str(self._home.identity())))
+                    places[0] = stack.enter_context(delegation.folder(name))
+                    places[1] = stack.enter_context(delegation.limited_folder(name))
                 except NotDelegated as error:
-                    self._log.debug("no cgroups for attempts", reason=str(error))
-            yield place
+                    what = "cgroups for attempts" if places[0] is None else "limits of memory by cgroups"
+                    self._log.debug(f"no {what}", reason=str(error))
+            yield places[0], places[1]
 
     @contextmanager
     def _crashes_stop_us(self) -> Iterator[None]:

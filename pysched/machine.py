@@ -14,6 +14,7 @@ from typing import Any
 
 import structlog
 
+from pysched.delegation import SELF
 from pysched.resources import Demand, thousandths
 
 GPUS_MOST = 64  # of a node; a bit each
@@ -125,13 +126,13 @@ def _folders(controller: str) -> Iterator[Path]:
 
 
 def unified_cgroup() -> Path | None:
-    """Ours of version 2; None: there is none."""
+    """Ours of version 2, with those of attempts below it; None: there is none."""
     try:
         lines = _OWN_CGROUP.read_text().splitlines()
     except OSError:
         return None
     paths = [line[3:] for line in lines if line.startswith("0::")]
-    return CGROUPS / paths[0].lstrip("/") if paths else None
+    return CGROUPS / paths[0].removesuffix(f"/{SELF}").lstrip("/") if paths else None
 
 
 def _quota(folder: Path) -> tuple[int | None, int | None]:

@@ -83,7 +83,7 @@ class Node:
 
     def __init__(
         self, settings: Settings, guard: Link, home: Home, store: Store, ending: Ending, incarnation: uuid.UUID,
-        cgroup: Path | None,
+        cgroup: Path | None, limited: Path | None,
     ) -> None:  # fmt: skip
         self._settings = settings
         self._guard = guard
@@ -91,7 +91,7 @@ class Node:
         self._store = store
         self._ending = ending
         self._incarnation = incarnation
-        self._cgroup = cgroup
+        self._cgroup, self._limited = cgroup, limited
         self._home_id = home.identity()
         self._attempts = Attempts()
         self._log = structlog.get_logger("node").bind(node=str(incarnation)[:8])
@@ -148,6 +148,7 @@ class Node:
             gpus=list(map(os.fsencode, gpus)),
             affinity=settings.affinity,
             cgroup=self._cgroup,
+            limited=self._limited,
         )
         self._zygote = self._make_zygote() if warm else None
 
@@ -359,6 +360,7 @@ class Node:
             queue=str(self._settings.queue_folder),
             completed=str(self._settings.completed_folder),
             cgroup=None if self._cgroup is None else str(self._cgroup),
+            memory_limits="watched" if self._limited is None else "kernel",
         )
 
     def stop(self) -> None:

@@ -259,7 +259,17 @@ def _number(path: Path) -> int | None:
 
 def _memory(config: Settings) -> Iterator[Finding]:
     """How limits of memory are kept here, and whether a node hears that memory is short."""
-    by = "by looks at /proc every 0.25 s, or 0.05 s from half the limit on, and KILL; no cgroup is given a limit"
+    by = "by looks at /proc every 0.25 s, or 0.05 s from half the limit on, and KILL"
+    if config.cgroup == "off":
+        by += "; cgroup is off"
+    else:
+        try:
+            own = delegation.check_memory()
+            by = (
+                f"by the kernel for commands, in control groups, if the scheduler alone is in {own}; of other jobs {by}"
+            )
+        except delegation.NotDelegated as error:
+            by += f"; {error}"
     if not os.access("/proc/self/smaps_rollup", os.R_OK):
         text = f"kept {by}; the kernel tells no shares of pages, so what processes have in common counts in each"
         yield Finding("memory limits", "warn", text, "use a kernel from 4.14 on, with CONFIG_PROC_PAGE_MONITOR")

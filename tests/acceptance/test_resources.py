@@ -176,7 +176,7 @@ def test_a_job_that_uses_more_memory_fails_with_its_peak_and_alone(site: Site) -
     assert Path(records["command"]["stdout"]).read_text() == ""
     with Store(site.database) as store:
         peaks = [attempt["max_rss_kb"] for name in ("warm", "command") for attempt in store.get(name)["attempts"]]
-    assert min(peaks) > 100 * 1024
+    assert min(peaks) > 99 * 1024  # the kernel lets none have more
     assert site.leftovers() == []
 
 
