@@ -64,8 +64,10 @@ def test_the_table_of_attempts_costs_next_to_nothing(say: Callable[[str], None])
     assert race.speed("with table", "without").median >= 0.97
 
 
-@pytest.mark.parametrize("what", ["/bin/true", "noop"])
-def test_a_control_group_for_each_child_costs_little(baseline: Baseline, say: Callable[[str], None], what: str) -> None:
+@pytest.mark.parametrize(("what", "share"), [("/bin/true", 0.9), ("noop", 0.85)])
+def test_a_control_group_for_each_child_costs_little(
+    baseline: Baseline, say: Callable[[str], None], what: str, share: float
+) -> None:
     try:
         delegation.check()
     except delegation.NotDelegated as error:
@@ -79,7 +81,7 @@ def test_a_control_group_for_each_child_costs_little(baseline: Baseline, say: Ca
         rounds=ROUNDS,
     )
     say(race.table("with leaves", NOOPS))
-    assert race.thrift("with leaves", "without").median >= 0.9
+    assert race.thrift("with leaves", "without").median >= share
 
 
 def test_a_large_parent_spawns_as_fast_as_a_small_one(say: Callable[[str], None]) -> None:
