@@ -75,7 +75,7 @@ cdef class Core:
 
     def __cinit__(
         self, *, lanes, workers, ageing_s=0.0, subreaper=False, log_limit=0, log_limit_ends=False,
-        AttemptTable table=None, guard_bell=None, cpus=None, memory=None, gpus=(), affinity=False, cgroup=None,
+        AttemptTable table=None, guard=None, cpus=None, memory=None, gpus=(), affinity=False, cgroup=None,
         limited=None,
     ):
         cdef int64_t ageing_ns = to_ns("ageing_s", ageing_s)
@@ -102,8 +102,10 @@ cdef class Core:
             leaves_open(&self.engine.leaves, cgroup, False, self.engine.open_files.rlim_max)
         if limited is not None and self.engine.signals.by_kernel:
             leaves_open(&self.engine.limited, limited, True, self.engine.open_files.rlim_max)
-        if guard_bell is not None:
-            if not lane_heed_guard(self.crew.lanes[0], whole("guard_bell", guard_bell, 0, 2**31 - 1)):
+        if guard is not None:
+            pid, bell = guard
+            self.engine.guard = whole("guard", pid, 1, 2**31 - 1)
+            if not lane_heed_guard(self.crew.lanes[0], whole("guard", bell, 0, 2**31 - 1)):
                 raise OSError(errno, "the guard cannot be watched")
         crew_start(&self.crew)
 

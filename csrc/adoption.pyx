@@ -7,6 +7,9 @@
 #                  ╰──► not yet ─► unrecorded ─guard rings──►
 #                                            ╰─guard died───► told with status -1, errno ECHILD
 #
+# The guard may also have died before this process looked for it, and who is the parent then will never ring: nothing is
+# adopted.
+#
 # No ring is lost: the row is written before the ring, and a record is laid aside by the thread that hears rings, after
 # it has looked at the row.
 
@@ -89,7 +92,8 @@ cdef void record_date_end(const Record* record, Note* note) noexcept nogil:
 # ---- adopting --------------------------------------------------------------------------------------------------------
 
 cdef bint engine_adopt(Engine* engine, Record* record) noexcept nogil:
-    """Hand a record of an attempt that runs, with its row, to lane 0; False: the process is no child of the guard."""
+    """Hand a record of an attempt that runs, with its row, to lane 0; False: the process is no child of the guard, or
+    not any more, since that has died: nobody would say how it ends."""
     cdef array[RecordPtr] records
     cdef Row* row = record.row
     cdef Letter letter
@@ -97,7 +101,7 @@ cdef bint engine_adopt(Engine* engine, Record* record) noexcept nogil:
     record.pidfd = pidfd_open(record.pid) if record.pid > 0 else -1
     if record.pidfd < 0:
         return False
-    if parent_of(record.pid) != getppid():
+    if getppid() != engine.guard or parent_of(record.pid) != engine.guard:
         close(record.pidfd)
         return False
     record.adopted = True
@@ -204,8 +208,15 @@ cdef void lane_tell_guard_gone(Lane* lane) noexcept nogil:
 
 
 cdef bint lane_heed_guard(Lane* lane, int bell) noexcept nogil:
-    """Before the lane's thread begins; False with errno."""
+    """Before the lane's thread begins; False with errno.  A guard that is our parent once its pidfd is open has lived
+    all the time, so the pidfd is its; else it has died, and the number may be anybody's."""
     lane.guard_bell = bell
-    lane.guard = pidfd_open(getppid())
-    return (lane_add(lane, bell, &lane.guard_bell, EPOLLIN | EPOLLET)
-            and lane_add(lane, lane.guard, &lane.guard, EPOLLIN))
+    lane.guard = pidfd_open(lane.engine.guard)
+    if getppid() != lane.engine.guard:
+        lane.guard_gone = True
+        if lane.guard >= 0:
+            close(lane.guard)
+        lane.guard = -1
+    elif not lane_add(lane, lane.guard, &lane.guard, EPOLLIN):
+        return False
+    return lane_add(lane, bell, &lane.guard_bell, EPOLLIN | EPOLLET)

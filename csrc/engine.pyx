@@ -80,6 +80,7 @@ cdef cppclass Engine:
     Leaves limited                  # those with limits of memory
     Killer* killer
     Table* table                    # of attempts; NULL: none
+    pid_t guard                     # 0: none; it may have died, and its number be another's
     Admission* admission
     Memory* memory
 

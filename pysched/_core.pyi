@@ -423,7 +423,8 @@ class Core:
                     looked for in /proc.  Warm ones always are.
     limited         such a folder that hands out the memory controller: those of attempts that ask for memory; at the
                     limit the kernel ends them.  None: their memory is watched.
-    guard_bell      eventfd that the guard, this process's parent, writes to after it has written ends into the table
+    guard           (pid, eventfd) of this process's parent, which writes to that after it has written ends into the
+                    table; if it has died, nothing is adopted
     """
 
     def __init__(
@@ -436,7 +437,7 @@ class Core:
         log_limit: int = 0,
         log_limit_ends: bool = False,
         table: AttemptTable | None = None,
-        guard_bell: int | None = None,
+        guard: tuple[int, int] | None = None,
         cpus: int | None = None,
         memory: int | None = None,
         gpus: Sequence[bytes] = (),

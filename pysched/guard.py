@@ -80,17 +80,18 @@ class State:
 
 @dataclass(frozen=True, slots=True)
 class Link:
-    """What a node knows of its guard; an option of its command line."""
+    """What a node knows of its guard; all but its pid in an option of its command line."""
 
+    pid: int
     token: bytes
     bell: int
     ready: int
     crashed_ns: int | None
 
     @classmethod
-    def from_text(cls, text: str) -> Link:
+    def from_text(cls, text: str, pid: int) -> Link:
         token, bell, ready, crashed_ns = text.split(":")
-        return cls(bytes.fromhex(token), int(bell), int(ready), int(crashed_ns) if crashed_ns else None)
+        return cls(pid, bytes.fromhex(token), int(bell), int(ready), int(crashed_ns) if crashed_ns else None)
 
     def __str__(self) -> str:
         crashed_ns = "" if self.crashed_ns is None else self.crashed_ns
@@ -295,7 +296,7 @@ class Guard:
         now, state = time.monotonic(), self._state
         try:
             if child is self._node:
-                link = Link(bytes.fromhex(state.token), state.bell, state.ready, state.crashed_ns)
+                link = Link(os.getpid(), bytes.fromhex(state.token), state.bell, state.ready, state.crashed_ns)
                 self._oom_kills = _oom_kills()
                 child.start(now, options=["--guard", str(link)], inherited=[state.bell, state.ready])
             else:

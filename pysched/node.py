@@ -142,7 +142,7 @@ class Node:
             log_limit=settings.log_limit,
             log_limit_ends=settings.on_log_limit == "fail",
             table=self._table,
-            guard_bell=self._guard.bell,
+            guard=(self._guard.pid, self._guard.bell),
             cpus=capacity.cpus,
             memory=capacity.memory,
             gpus=list(map(os.fsencode, gpus)),

@@ -25,7 +25,7 @@ def command(parent_pid: int | None, guard: str | None, **given: Any) -> int:
 
     TERM or ^C drains: running jobs end first; a second one stops at once and hands them back.
     """
-    if guard is None:
+    if guard is None or parent_pid is None:
         return guarding.keep(["run"], given)
 
     from pysched import logs, settings
@@ -34,7 +34,7 @@ def command(parent_pid: int | None, guard: str | None, **given: Any) -> int:
     from pysched.listening import RELOAD
 
     logs.configure(debug=debugging())
-    incarnation = Incarnation(settings.load(**given), Link.from_text(guard))
+    incarnation = Incarnation(settings.load(**given), Link.from_text(guard, parent_pid))
     _heed({signal.SIGTERM: incarnation.drain, signal.SIGINT: incarnation.drain, RELOAD: incarnation.hand_over})
     follow_parent(parent_pid)
     return incarnation.run()

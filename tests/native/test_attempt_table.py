@@ -141,7 +141,7 @@ from pysched._core import *
 signal.signal(signal.SIGTERM, lambda *_: sys.exit())
 what, path, bell, folder = sys.argv[1], sys.argv[2], int(sys.argv[3]), sys.argv[4]
 table = AttemptTable(path, b"g" * 16, rows=10)
-core = Core(lanes=2, workers=8, table=table, guard_bell=bell)
+core = Core(lanes=2, workers=8, table=table, guard=(int(os.environ.get("GUARD") or os.getppid()), bell))
 
 def launch(token, command, output=None, **more):
     return Launch(
@@ -170,9 +170,10 @@ class Family:
         self.bell = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         self.nodes: list[subprocess.Popen[bytes]] = []
 
-    def node(self, what: str, *more: str) -> subprocess.Popen[bytes]:
+    def node(self, what: str, *more: str, guard: int | None = None) -> subprocess.Popen[bytes]:
         node = subprocess.Popen(
             [sys.executable, "-c", NODE, what, self.table_path, str(self.bell), str(self.folder), *more],
+            env={**os.environ, "GUARD": str(guard or "")},
             stdout=subprocess.PIPE,
             bufsize=0,  # or `say` would wait for what has been read already
             pass_fds=[self.bell],
@@ -284,6 +285,18 @@ def test_a_timeout_is_kept(family: Family) -> None:
     kind, token, status, _, cause, run_ns = say(second)
     assert (kind, token, status, cause) == ("exited", 5, signal.SIGKILL, 1)
     assert run_ns >= 1e9
+
+
+def test_an_adopter_whose_guard_had_died_when_it_came_adopts_nothing(family: Family, gate: Gate) -> None:
+    """It has another parent then, who tells no ends: here this process, under a number that is nobody's."""
+    first = family.start({"token": 5, "command": gate.hold})
+    say(first)
+    family.kill(first)
+    with subprocess.Popen("true") as dead:
+        pass
+    second = family.node("adopt", guard=dead.pid)
+    assert say(second) == ["adopted", 5, False]
+    gate.open()
 
 
 def test_without_its_guard_an_adopter_learns_no_end(family: Family, gate: Gate) -> None:

@@ -50,7 +50,7 @@ def test_wherever_descriptors_run_out_it_is_an_error_and_none_is_left() -> None:
 def test_a_bell_of_the_guard_that_is_none_is_an_error() -> None:
     before = open_files()
     with pytest.raises(OSError, match="the guard cannot be watched"):
-        Core(lanes=1, workers=1, guard_bell=2**31 - 1)
+        Core(lanes=1, workers=1, guard=(os.getppid(), 2**31 - 1))
     assert open_files() == before
 
 

@@ -15,8 +15,8 @@ from pysched.home import Home
 
 @pytest.mark.parametrize("crashed_ns", [None, 12])
 def test_a_node_reads_what_its_guard_says(crashed_ns: int | None) -> None:
-    link = Link(token=bytes(range(16)), bell=3, ready=4, crashed_ns=crashed_ns)
-    assert Link.from_text(str(link)) == link
+    link = Link(pid=7, token=bytes(range(16)), bell=3, ready=4, crashed_ns=crashed_ns)
+    assert Link.from_text(str(link), 7) == link
 
 
 def test_a_home_has_one_guard_which_can_be_found(tmp_path: Path) -> None:
